@@ -94,8 +94,9 @@ pub enum Command {
     /// kept, and named. Run it again for those. An interrupted run first finishes the groups of which it
     /// removed a replica.
     ///
-    /// Ends with exit code 3 when nodes do not answer or groups have fewer voters than most and none on
-    /// the node: both are named, and an earlier run may have left the groups so.
+    /// Ends with exit code 3 when nodes do not answer, when groups have fewer voters than at the beginning,
+    /// and when they have fewer than most and none on the node: all are named, and an earlier run may have
+    /// left the groups so.
     Rebuild(RebuildArguments),
 }
 

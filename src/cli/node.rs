@@ -28,9 +28,12 @@ pub enum Command {
     /// Move every replica of a node to other nodes, so that it can be stopped for good. Also of a node
     /// that is gone.
     ///
-    /// The node is drained meanwhile. A replica goes to a node that holds none of its group and has what
-    /// its leader needs, in another zone than the other members if it can be. Groups that have no such
-    /// place stay, and are named. Run it again for those. Ends with exit code 3 when some stay.
+    /// The node is drained meanwhile, for a week at most. A replica goes to a node that holds none of its
+    /// group and has what its leader needs, in another zone than the other members if it can be. Groups
+    /// that have no such place stay, and are named. Run it again for those.
+    ///
+    /// Ends with exit code 3 when some stay, or may, when groups have fewer voters than at the beginning,
+    /// and when other nodes do not answer: all are named.
     Decommission(DecommissionArguments),
     /// Remove a node for good that was stopped and holds no replicas any more. Its number is never given
     /// again.

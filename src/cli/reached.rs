@@ -1,16 +1,19 @@
 //! The nodes of a cluster that answered, and a change of one group's members that is continued step
 //! by step, whichever node leads meanwhile.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::bail;
-use shardhost_proto::admin::{GroupStatus, TransferLeaderToFitRequest};
+use futures::future::join_all;
+use shardhost_proto::admin::{
+    GroupStatus, KnownNode, ListNodesRequest, TransferLeaderToFitRequest,
+};
 use tokio::time::Instant;
 
 use super::ended::partly;
 use super::group::role_of;
-use super::target::{Node, Target, said};
+use super::target::{Node, Target, all_groups, in_time, said};
 
 /// Between two looks at a change.
 const LOOK: Duration = Duration::from_millis(50);
@@ -23,6 +26,8 @@ const MAX_LAG: u64 = 1_024;
 pub struct Reached {
     nodes: BTreeMap<u64, Node>,
     silent: BTreeMap<u64, String>,
+    /// Those that were announced and never came.
+    expected: BTreeSet<u64>,
 }
 
 impl Reached {
@@ -32,12 +37,59 @@ impl Reached {
         let mut nodes = BTreeMap::new();
         let addresses = first.all_addresses();
         let asked = addresses.iter().map(|address| Node::connect(address));
-        for one in futures::future::join_all(asked).await.into_iter().flatten() {
+        for one in join_all(asked).await.into_iter().flatten() {
             nodes.insert(one.status.node, one);
         }
         let known = first.status.peers.iter().map(|peer| (peer.node, peer.address.clone()));
-        let silent = known.filter(|(node, _)| !nodes.contains_key(node)).collect();
-        Ok(Self { nodes, silent })
+        let mut silent: BTreeMap<u64, String> =
+            known.filter(|(node, _)| !nodes.contains_key(node)).collect();
+        let mut expected = BTreeSet::new();
+        let of_catalog = nodes.values().find(|one: &&Node| one.status.has_catalog);
+        if let Some(asked) = of_catalog.filter(|_| !silent.is_empty()) {
+            let mut admin = asked.admin.clone();
+            // Where the catalog does not answer, all of them may hold something.
+            if let Ok(listed) = in_time(&asked.address, admin.list_nodes(ListNodesRequest {})).await
+            {
+                expected = never_came(&listed.nodes);
+                silent.retain(|node, _| !expected.contains(node));
+            }
+        }
+        Ok(Self { nodes, silent, expected })
+    }
+
+    /// Whether the cluster has a node of this number, also if it does not answer.
+    pub fn knows(&self, node: u64) -> bool {
+        self.nodes.contains_key(&node)
+            || self.silent.contains_key(&node)
+            || self.expected.contains(&node)
+    }
+
+    /// What all nodes say of their groups, and which of them do not answer now, with their addresses.
+    pub async fn groups(&self) -> (Vec<GroupStatus>, BTreeMap<u64, String>) {
+        let ask = async |(number, node): (&u64, &Node)| {
+            let mut admin = node.admin.clone();
+            let listed = in_time(&node.address, all_groups(&mut admin)).await;
+            (*number, listed.map_err(|_| node.address.clone()))
+        };
+        let (mut groups, mut silent) = (Vec::new(), BTreeMap::new());
+        for (number, answer) in join_all(self.nodes.iter().map(ask)).await {
+            match answer {
+                Ok(listed) => groups.extend(listed),
+                Err(address) => drop(silent.insert(number, address)),
+            }
+        }
+        (groups, silent)
+    }
+
+    /// The same where every node must answer.
+    pub async fn all_groups(&self) -> anyhow::Result<Vec<GroupStatus>> {
+        let (groups, mut silent) = self.groups().await;
+        match silent.pop_first() {
+            Some((node, address)) => bail!(
+                "node {node} ({address}) does not answer, and which groups there are is asked of every node"
+            ),
+            None => Ok(groups),
+        }
     }
 
     /// Where those are expected that did not answer, by number.
@@ -121,11 +173,22 @@ impl Reached {
     }
 }
 
-/// A leader that is to be removed transfers first, so that no election is needed.
-pub async fn hand_over(leader: &Node, group: u64, status: &GroupStatus) -> anyhow::Result<()> {
+/// The nodes that were announced, never came, and are members of nothing.
+fn never_came(known: &[KnownNode]) -> BTreeSet<u64> {
+    let never = known.iter().filter(|node| !node.seen && node.replicas == 0);
+    never.map(|node| node.node).collect()
+}
+
+/// The other voters of a group.
+pub fn successors(status: &GroupStatus, leader: u64) -> Vec<u64> {
     let members = status.membership.iter().flat_map(|membership| &membership.members);
     let voters = members.filter(|member| role_of(member) == "voter").map(|member| member.node);
-    let nodes: Vec<u64> = voters.filter(|node| *node != leader.status.node).collect();
+    voters.filter(|node| *node != leader).collect()
+}
+
+/// A leader that is to be removed transfers first, so that no election is needed.
+pub async fn hand_over(leader: &Node, group: u64, status: &GroupStatus) -> anyhow::Result<()> {
+    let nodes = successors(status, leader.status.node);
     if nodes.is_empty() {
         bail!("node {} is its only voter; add another first", leader.status.node);
     }
@@ -133,4 +196,17 @@ pub async fn hand_over(leader: &Node, group: u64, status: &GroupStatus) -> anyho
         TransferLeaderToFitRequest { group, nodes, max_lag: MAX_LAG, timeout_ms: REQUEST_MS };
     let moved = leader.admin.clone().transfer_leader_to_fit(request).await;
     moved.map(|_| ()).map_err(|status| said(&leader.address, &status))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_was_announced_and_never_came_is_not_silent_unless_it_is_a_member() {
+        let known =
+            |node, seen, replicas| KnownNode { node, seen, replicas, ..KnownNode::default() };
+        let known = [known(1, true, 0), known(2, false, 0), known(3, false, 1)];
+        assert_eq!(never_came(&known), BTreeSet::from([2]));
+    }
 }

@@ -9,6 +9,7 @@ use shardhost_proto::admin::admin_client::AdminClient;
 use tempfile::TempDir;
 
 use super::process::{Node, Supervised, TIMEOUT, run, start};
+use super::servers::Servers;
 
 /// The numbers of the nodes that answer, as any node of the cluster says.
 async fn that_serve(cluster: &Supervised) -> Vec<u64> {
@@ -106,6 +107,68 @@ async fn a_node_gives_all_its_replicas_away_whether_it_runs_or_not() {
     }
     let unknown = cluster.run(&["node", "decommission", "9"]).await;
     assert!(unknown.code == 1 && unknown.stderr.contains("there is no node 9"), "{unknown:?}");
+    fourth.stop().await;
+}
+
+/// Its leader cannot hand over: it is the only voter, or the only one that has what the group requires
+/// beside the node that joined. One that was announced and never came keeps no command from its end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_gives_away_what_only_it_can_lead() {
+    let mut servers = Servers::new(3, "", "tables = 2\nqueues = 0");
+    for node in 1..=3 {
+        let has: &[&str] = if node == 1 { &["--capability", "fifo"] } else { &[] };
+        servers.start(node, has);
+    }
+    servers.put(2, "color", "blue").await;
+    for (group, voters) in [("78", "1"), ("79", "1,2,3"), ("80", "2,3")] {
+        let create = ["group", "create", group, "--kind", "table", "--voters", voters];
+        servers.run(2, &[&create[..], &["--timeout", "60"]].concat()).await.ok();
+    }
+    // What node 1 has is known to the leader a moment later.
+    let require = ["group", "require", "79", "fifo", "--timeout", "60"];
+    let is_required = || async { servers.run(2, &require).await.code == 0 };
+    servers.until("group 79 requires fifo", is_required).await;
+    let list = |group| ["member", "list", group, "--json", "--timeout", "60"];
+    let is_led = || async {
+        let listed = servers.run(2, &list("79")).await;
+        listed.code == 0 && listed.json()["leader_node"] == 1
+    };
+    servers.until("node 1 leads group 79", is_led).await;
+    let seed = servers.address(2).to_owned();
+    let data = servers.directory().join("fourth").display().to_string();
+    let fourth = Node::joining(&data, &["--join", &seed, "--capability", "fifo"]).await;
+    let mut admin = AdminClient::connect(format!("http://{seed}")).await.unwrap();
+    let address = "127.0.0.1:9".to_owned();
+    let announced = JoinRequest { address, weight: 1, ..JoinRequest::default() };
+    assert_eq!(admin.join(announced).await.unwrap().into_inner().node, 5);
+    let is_placed = || async {
+        let planned = servers.run(2, &["node", "decommission", "1", "--dry-run", "--json"]).await;
+        planned.code == 0 && planned.json()["left"] == serde_json::json!({})
+    };
+    servers.until("a place for every replica", is_placed).await;
+
+    let decommission = ["node", "decommission", "1", "--json", "--timeout", "60"];
+    let done = servers.run(2, &decommission).await;
+    let shown = done.json();
+    assert_eq!((done.code, &shown["left"]), (0, &serde_json::json!({})), "{done:?}");
+    assert_eq!(shown["silent_nodes"], serde_json::json!([]), "{shown}");
+    // It was created so.
+    assert_eq!(shown["short_groups"], serde_json::json!({ "80": 2 }), "{shown}");
+    let week = 7 * 24 * 60 * 60 * 1_000;
+    let expires = shown["drain_expires_in_ms"].as_u64().unwrap();
+    assert!(expires > week / 2 && expires <= week, "{shown}");
+    for (group, count) in [("78", 1), ("79", 3), ("80", 2)] {
+        let listed = servers.run(2, &list(group)).await.json();
+        let members = listed["members"].as_array().unwrap();
+        let votes = |member: &Value| member["node"] != 1 && member["role"] == "voter";
+        assert!(members.len() == count && members.iter().all(votes), "{listed}");
+    }
+    servers.await_value(2, "color", "blue").await;
+    // It is stopped for good, and named with what forgets it.
+    servers.kill(1).await;
+    let other = servers.run(2, &["node", "decommission", "3", "--timeout", "2"]).await;
+    assert_eq!(other.code, 3, "{other:?}");
+    assert!(other.stdout.contains("`shardhost node remove 1`"), "{other:?}");
     fourth.stop().await;
 }
 

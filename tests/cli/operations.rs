@@ -209,6 +209,33 @@ async fn rebuilds_that_meet_leave_every_voter_its_vote() {
     }
 }
 
+/// As by a second run that is killed between the removal and the addition: it is named by the one that
+/// runs, with what adds the voter.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebuild_names_a_group_that_lost_its_voter_to_another_command() {
+    let directory = TempDir::new().unwrap();
+    let cluster = Supervised::start(directory.path(), 200, 0).await;
+    cluster.run(&["table", "put", "color", "blue", "--timeout", "60"]).await.ok();
+    let at = cluster.addresses()[&1].clone();
+    let before = replicas_on(&cluster, 3).await;
+    let group = groups_of(&cluster).await.pop().unwrap();
+    let running = start(&["member", "rebuild", "3", "--json", "--timeout", "60", "--at", &at]);
+    let begun = Instant::now();
+    while replicas_on(&cluster, 3).await == before {
+        assert!(begun.elapsed() < Duration::from_secs(60), "nothing is rebuilt");
+    }
+    cluster.change_member("remove", &group, 3).await;
+    let ended = running.end().await;
+    assert_eq!(ended.code, 3, "{ended:?}");
+    let shown = ended.json();
+    assert_eq!(shown["short_groups"], serde_json::json!({ &group: 2 }), "{shown}");
+    // Where it had its new replica already, that is all.
+    let add = serde_json::json!([format!("shardhost member add {group} 3")]);
+    let failed = shown["failed"].as_object().unwrap();
+    assert_eq!(shown["to_run"] == add, failed.contains_key(&group), "{shown}");
+    cluster.change_member("add", &group, 3).await;
+}
+
 /// Replicas move away while the same node is rebuilt: what one of the two removed the other one does not
 /// add, and none of them says that all is done where it is not.
 #[tokio::test(flavor = "multi_thread")]

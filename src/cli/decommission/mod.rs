@@ -5,6 +5,8 @@
 //! and run again at any time; `drain end` and `member fill` take it back.
 
 mod choose;
+mod groups;
+mod outcome;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
@@ -13,33 +15,33 @@ use std::time::Duration;
 use anyhow::bail;
 use clap::Args;
 use futures::{StreamExt, stream};
-use serde_json::{Value, json};
+use parking_lot::Mutex;
+use shardhost_policy::catalog::MAX_DRAIN_MS;
 use shardhost_proto::admin::membership_step::Kind;
 use shardhost_proto::admin::{
     ChangeMembershipRequest, GroupStatus, HostStatus, KnownNode, ListNodesRequest, MembershipStep,
 };
-use shardhost_proto::balance::DrainRequest;
 use shardhost_proto::balance::balance_client::BalanceClient;
+use shardhost_proto::balance::{DrainRequest, DrainStatus, GetDrainRequest};
 use tokio::time::Instant;
 
-use self::choose::{Choice, Held, Move, Place, choose};
+use self::choose::{Move, Place, choose};
+use self::groups::{Groups, members};
+use self::outcome::{Outcome, report, show};
 use super::change::unconfirmed;
 use super::ended::{PARTLY, code_of};
-use super::fill::{Step, replace};
+use super::fill::{Replacement, Step};
 use super::group::config_index;
-use super::output::number;
 use super::reached::{REQUEST_MS, Reached};
 use super::rebuild;
-use super::target::{Target, all_groups, channel, in_time};
+use super::target::{Node, Target, channel, in_time};
 
-/// Groups that are shown.
-const SHOWN: usize = 20;
 /// Between two looks for leaders.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// Replicas that move at a time.
 const WINDOW: usize = 16;
-/// How long the drain lasts that keeps leaderships away meanwhile.
-const DRAIN_MS: u64 = 24 * 60 * 60 * 1_000;
+/// How long the drain lasts that keeps leaderships away meanwhile: as long as one can.
+const DRAIN_MS: u64 = MAX_DRAIN_MS;
 
 /// Which node gives everything away.
 #[derive(Clone, Debug, Args)]
@@ -57,10 +59,9 @@ pub struct DecommissionArguments {
 pub async fn run(arguments: &DecommissionArguments) -> anyhow::Result<ExitCode> {
     let DecommissionArguments { node, dry_run, target } = arguments;
     let cluster = Reached::all(target).await?;
-    let survey = Survey::within(&cluster, *node, target.timeout()).await?;
-    let choice = choose(&survey.held, &survey.places, *node);
-    let mut outcome = Outcome { left: choice.stuck.clone(), ..Outcome::default() };
-    outcome.left.extend(survey.unled.iter().map(|group| (*group, "it has no leader".to_owned())));
+    let Survey { groups, places } = Survey::within(&cluster, *node, target.timeout()).await?;
+    let choice = choose(&groups.held, &places, *node);
+    let mut outcome = Outcome::new(choice.stuck.clone(), &groups.unled);
     if *dry_run {
         show(*node, &choice, &outcome, target.json);
         return Ok(ExitCode::SUCCESS);
@@ -70,37 +71,17 @@ pub async fn run(arguments: &DecommissionArguments) -> anyhow::Result<ExitCode> 
     }
     carry_out(&cluster, *node, &choice.moves, target.timeout(), &mut outcome).await;
     // Another command may have given it one meanwhile, or have ended between two of its steps.
-    let after = Survey::of(&cluster, *node).await?;
-    for held in after.held {
-        outcome.left.entry(held.group).or_insert_with(|| "it has a replica there again".to_owned());
-    }
-    outcome.short = after.short;
-    report(*node, &cluster, &outcome, target.json);
-    let silent = cluster.silent().keys().any(|silent| silent != node);
-    let whole = outcome.left.is_empty() && outcome.short.is_empty() && !silent;
-    Ok(if whole { ExitCode::SUCCESS } else { ExitCode::from(PARTLY) })
-}
-
-/// What was done.
-#[derive(Debug, Default)]
-struct Outcome {
-    moved: u64,
-    /// Groups that still have a replica on the node, or may, and why.
-    left: BTreeMap<u64, String>,
-    /// Those of them in which a change may have begun, and then continues.
-    continues: BTreeSet<u64>,
-    /// Groups that have fewer voters than most, and how many.
-    short: BTreeMap<u64, usize>,
+    let (after, silent) = look_again(&cluster, *node, &groups.unled, target.timeout()).await;
+    outcome.take_over(*node, &groups.voters, after, cluster.silent().keys().copied().chain(silent));
+    outcome.drain = drain_of(&cluster, *node).await;
+    report(*node, &outcome, target.json);
+    Ok(if outcome.is_whole() { ExitCode::SUCCESS } else { ExitCode::from(PARTLY) })
 }
 
 /// What the nodes that answer say.
 struct Survey {
-    held: Vec<Held>,
+    groups: Groups,
     places: BTreeMap<u64, Place>,
-    /// Groups with a replica on the node, as far as is known, and no leader that answers.
-    unled: BTreeSet<u64>,
-    /// Groups without a voter on the node that have fewer voters than most.
-    short: BTreeMap<u64, usize>,
 }
 
 impl Survey {
@@ -110,7 +91,7 @@ impl Survey {
         let deadline = Instant::now() + within;
         loop {
             let survey = Self::of(cluster, gone).await?;
-            if survey.unled.is_empty() || Instant::now() > deadline {
+            if survey.groups.unled.is_empty() || Instant::now() > deadline {
                 return Ok(survey);
             }
             tokio::time::sleep(LOOK_AGAIN).await;
@@ -118,43 +99,32 @@ impl Survey {
     }
 
     async fn of(cluster: &Reached, gone: u64) -> anyhow::Result<Self> {
-        let (mut leaders, mut named) = (BTreeMap::<u64, GroupStatus>::new(), BTreeSet::new());
-        let mut all = Vec::new();
-        for one in cluster.nodes().values() {
-            let mut admin = one.admin.clone();
-            for status in in_time(&one.address, all_groups(&mut admin)).await? {
-                if members(&status).contains(&gone) {
-                    named.insert(status.group);
-                }
-                all.push(status.clone());
-                let newer = leaders.get(&status.group).is_none_or(|known| known.term < status.term);
-                if status.role == "leader" && newer {
-                    leaders.insert(status.group, status);
-                }
-            }
-        }
-        let unled = named.into_iter().filter(|group| !leaders.contains_key(group)).collect();
+        let groups = Groups::of(&cluster.all_groups().await?, gone);
         let places = places(cluster).await?;
-        if !places.contains_key(&gone) && !cluster.silent().contains_key(&gone) {
+        if !cluster.knows(gone) {
             bail!("there is no node {gone}; `shardhost node list` shows those that are");
         }
-        let held = leaders.values().filter_map(|status| held_by(status, gone)).collect();
-        let short = rebuild::Survey::short_groups(&all, gone);
-        Ok(Self { held, places, unled, short })
+        Ok(Self { groups, places })
     }
 }
 
-fn members(status: &GroupStatus) -> BTreeSet<u64> {
-    let members = status.membership.iter().flat_map(|membership| &membership.members);
-    members.map(|member| member.node).collect()
-}
-
-fn held_by(status: &GroupStatus, node: u64) -> Option<Held> {
-    let membership = status.membership.as_ref()?;
-    let learns = rebuild::learns(status, rebuild::member_on(status, node)?);
-    let requires = membership.requirement.clone().unwrap_or_default().capabilities;
-    let requires = requires.into_iter().collect();
-    Some(Held { group: status.group, members: members(status), learns, requires })
+/// The same at the end, and the nodes that do not answer any more. A group from which a leader was just
+/// removed gets another one in a moment; those that had none are not waited for.
+async fn look_again(
+    cluster: &Reached,
+    gone: u64,
+    unled: &BTreeSet<u64>,
+    within: Duration,
+) -> (Groups, BTreeSet<u64>) {
+    let deadline = Instant::now() + within;
+    loop {
+        let (statuses, silent) = cluster.groups().await;
+        let groups = Groups::of(&statuses, gone);
+        if groups.unled.is_subset(unled) || Instant::now() > deadline {
+            return (groups, silent.into_keys().collect());
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
 }
 
 /// The nodes that answer, as the catalog knows them, if there is one.
@@ -165,8 +135,7 @@ async fn places(cluster: &Reached) -> anyhow::Result<BTreeMap<u64, Place>> {
         let listed = in_time(&one.address, admin.list_nodes(ListNodesRequest {})).await?;
         known.extend(listed.nodes.into_iter().map(|node| (node.node, node)));
     }
-    let place =
-        |(node, one): (&u64, &super::target::Node)| (*node, place_of(&one.status, known.get(node)));
+    let place = |(node, one): (&u64, &Node)| (*node, place_of(&one.status, known.get(node)));
     Ok(cluster.nodes().iter().map(place).collect())
 }
 
@@ -204,6 +173,13 @@ async fn drain(cluster: &Reached, node: u64) -> anyhow::Result<()> {
     in_time(&one.address, balance.drain(request)).await.map(drop)
 }
 
+/// How the drain of the node is, if it answers.
+async fn drain_of(cluster: &Reached, node: u64) -> Option<DrainStatus> {
+    let one = cluster.nodes().get(&node)?;
+    let mut balance = BalanceClient::new(channel(&one.address).ok()?);
+    in_time(&one.address, balance.get_drain(GetDrainRequest {})).await.ok()
+}
+
 async fn carry_out(
     cluster: &Reached,
     gone: u64,
@@ -234,99 +210,108 @@ async fn move_replica(
     gone: u64,
     within: Duration,
 ) -> anyhow::Result<()> {
-    let Move { group, new, learns } = one;
-    if !learns {
-        return replace(cluster, Step { group, old: gone }, new, within).await;
-    }
-    cluster
-        .carry_on(group, within, async |leader, status| {
-            let members = members(status);
-            if members.contains(&new) && !members.contains(&gone) {
-                return Ok(true);
-            }
-            let step = |kind: Kind, node| MembershipStep {
-                kind: kind.into(),
-                node,
-                ..MembershipStep::default()
-            };
-            let steps =
-                [(Kind::AddLearner, new, members.contains(&new)), (Kind::Remove, gone, false)];
-            let steps = steps.into_iter().filter(|(.., done)| !done);
-            let request = ChangeMembershipRequest {
-                group,
-                steps: steps.map(|(kind, node, _)| step(kind, node)).collect(),
-                expect: config_index(status),
-                timeout_ms: REQUEST_MS,
-            };
-            let changed = leader.admin.clone().change_membership(request).await;
-            changed.map_err(|status| unconfirmed(&leader.address, &status))?;
-            Ok(false)
-        })
-        .await
+    let Move { group, new, .. } = one;
+    let replacement = Replacement::new(Step { group, old: gone }, new);
+    let role = Role::new(one.learns);
+    let next = async |leader: &Node, status: &GroupStatus| {
+        if !role.learns(status, gone) {
+            return replacement.next(leader, status).await;
+        }
+        let Some(steps) = steps_of_learner(status, gone, new) else { return Ok(true) };
+        let (expect, timeout_ms) = (config_index(status), REQUEST_MS);
+        let request = ChangeMembershipRequest { group, steps, expect, timeout_ms };
+        let changed = leader.admin.clone().change_membership(request).await;
+        changed.map_err(|status| unconfirmed(&leader.address, &status))?;
+        Ok(false)
+    };
+    cluster.carry_on(group, within, next).await
 }
 
-fn show(node: u64, choice: &Choice, outcome: &Outcome, as_json: bool) {
-    if as_json {
-        let moves = choice.moves.iter().map(|one| json!({ "group": one.group, "new": one.new }));
-        let moves: Vec<Value> = moves.collect();
-        return println!("{}", json!({ "node": node, "moves": moves, "left": outcome.left }));
-    }
-    println!("{} replicas of node {node} would move", number(choice.moves.len() as u64));
-    for Move { group, new, .. } in choice.moves.iter().take(SHOWN) {
-        println!("group {group}: to node {new}");
-    }
-    if choice.moves.len() > SHOWN {
-        println!("and {} more", number((choice.moves.len() - SHOWN) as u64));
-    }
-    show_left(outcome);
+/// Whether a replica has no vote: an operator may promote it, or take its vote, after the first look.
+struct Role {
+    learned: Mutex<bool>,
 }
 
-fn show_left(outcome: &Outcome) {
-    for (group, why) in outcome.left.iter().take(SHOWN) {
-        let continues =
-            if outcome.continues.contains(group) { " (its change continues)" } else { "" };
-        println!("group {group} stays: {why}{continues}");
+impl Role {
+    /// As it was at the first look.
+    const fn new(learns: bool) -> Self {
+        Self { learned: Mutex::new(learns) }
     }
-    if outcome.left.len() > SHOWN {
-        println!("and {} more stay", number((outcome.left.len() - SHOWN) as u64));
+
+    /// As it is by the status by which the next step is sent, or was when the replica was last there.
+    fn learns(&self, status: &GroupStatus, node: u64) -> bool {
+        let mut learned = self.learned.lock();
+        if let Some(member) = rebuild::member_on(status, node)
+            && !member.outgoing_voter
+        {
+            *learned = rebuild::learns(status, member);
+        }
+        *learned
     }
 }
 
-fn report(node: u64, cluster: &Reached, outcome: &Outcome, as_json: bool) {
-    let silent: Vec<u64> =
-        cluster.silent().keys().copied().filter(|silent| *silent != node).collect();
-    if as_json {
-        let Outcome { moved, left, continues, short } = outcome;
-        return println!(
-            "{}",
-            json!({
-                "node": node, "moved": moved, "left": left, "continues": continues,
-                "silent_nodes": silent, "short_groups": short
-            })
-        );
+/// What moves a replica without a vote; `None`: nothing is left to do.
+fn steps_of_learner(status: &GroupStatus, gone: u64, new: u64) -> Option<Vec<MembershipStep>> {
+    let members = members(status);
+    let (has_old, has_new) = (members.contains(&gone), members.contains(&new));
+    if has_new && !has_old {
+        return None;
     }
-    println!("{} replicas of node {node} moved", number(outcome.moved));
-    show_left(outcome);
-    for silent in &silent {
-        println!(
-            "node {silent} does not answer: groups that only such nodes hold are not known; run this again \
-             when it does"
-        );
+    let step =
+        |kind: Kind, node| MembershipStep { kind: kind.into(), node, ..MembershipStep::default() };
+    let mut steps = vec![step(Kind::Remove, gone)];
+    if !has_new {
+        steps.insert(0, step(Kind::AddLearner, new));
     }
-    for (group, voters) in &outcome.short {
-        println!(
-            "group {group} has {voters} voters, fewer than most: a `member rebuild` that was ended may have left \
-             it so; `shardhost member add {group} NODE` adds another"
-        );
+    Some(steps)
+}
+
+#[cfg(test)]
+mod tests {
+    use shardhost_proto::log::{Member, MemberRole, Membership};
+
+    use super::*;
+
+    fn status(members: &[(u64, MemberRole)]) -> GroupStatus {
+        let member = |(node, role): &(u64, MemberRole)| Member {
+            node: *node,
+            replica: *node,
+            role: (*role).into(),
+            ..Member::default()
+        };
+        let members = members.iter().map(member).collect();
+        let membership = Some(Membership { members, ..Membership::default() });
+        GroupStatus { group: 7, membership, ..GroupStatus::default() }
     }
-    if outcome.left.is_empty() && outcome.short.is_empty() && silent.is_empty() {
-        println!(
-            "no group has a replica on node {node}: it can be stopped for good. `shardhost drain end {node}` \
-             and `shardhost member fill {node}` take it back"
-        );
-    } else if !outcome.left.is_empty() {
-        println!(
-            "run this again for those that stay; node {node} is drained until `shardhost drain end {node}`"
-        );
+
+    /// An operator gives it a vote, or takes it, between the first look and its turn.
+    #[test]
+    fn a_replica_moves_with_the_vote_that_it_has_when_its_turn_comes() {
+        let votes = status(&[(1, MemberRole::Voter), (3, MemberRole::Voter)]);
+        let learns = status(&[(1, MemberRole::Voter), (3, MemberRole::Learner)]);
+        let gone = status(&[(1, MemberRole::Voter)]);
+        let role = Role::new(true);
+        assert!(role.learns(&gone, 3), "as at the first look");
+        assert!(!role.learns(&votes, 3) && !role.learns(&gone, 3), "it was promoted");
+        let mut leaves = votes.clone();
+        let leaving = &mut leaves.membership.as_mut().unwrap().members[1];
+        (leaving.role, leaving.outgoing_voter) = (MemberRole::Learner.into(), true);
+        assert!(!role.learns(&leaves, 3), "it has its vote until the change is over");
+        assert!(role.learns(&learns, 3) && role.learns(&gone, 3), "its vote was taken");
+    }
+
+    #[test]
+    fn a_learner_is_added_and_removed_by_one_change_and_not_twice() {
+        use MemberRole::{Learner, Voter};
+        let kinds = |members: &[(u64, MemberRole)]| {
+            let steps = steps_of_learner(&status(members), 3, 4);
+            let kind = |step: &MembershipStep| (step.kind(), step.node);
+            steps.map(|steps| steps.iter().map(kind).collect::<Vec<_>>())
+        };
+        let both = vec![(Kind::AddLearner, 4), (Kind::Remove, 3)];
+        assert_eq!(kinds(&[(1, Voter), (3, Learner)]), Some(both));
+        let rest = vec![(Kind::Remove, 3)];
+        assert_eq!(kinds(&[(1, Voter), (3, Learner), (4, Learner)]), Some(rest));
+        assert_eq!(kinds(&[(1, Voter), (4, Learner)]), None);
     }
 }

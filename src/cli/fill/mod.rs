@@ -12,24 +12,29 @@ use std::time::Duration;
 
 use clap::Args;
 use futures::{StreamExt, stream};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
-use shardhost_proto::admin::{HostStatus, ReplaceMemberRequest};
+use shardhost_proto::admin::{GroupStatus, HostStatus, ReplaceMemberRequest};
+use tokio::time::Instant;
 
 pub use self::choose::Step;
 use self::choose::{Nodes, Shard};
 use super::change::unconfirmed;
-use super::ended::{PARTLY, code_of};
+use super::ended::{PARTLY, code_of, partly};
 use super::group::config_index;
 use super::member::Replacing;
 use super::observe::{Leader, Observer};
 use super::output::{Column, number, table};
-use super::reached::{REQUEST_MS, Reached, hand_over};
-use super::target::Target;
+use super::reached::{REQUEST_MS, Reached, hand_over, successors};
+use super::target::{Node, Target};
 
 /// Steps and troubles that are shown.
 const SHOWN: usize = 20;
 /// Replicas that the node catches up with at a time.
 const WINDOW: usize = 16;
+/// A leader that refuses to hand over for so long is replaced where it is. Voters may lag, or be asked by
+/// others, for a moment.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Which node is filled, and how.
 #[derive(Clone, Debug, Args)]
@@ -111,37 +116,71 @@ async fn carry_out(new: u64, steps: Vec<Step>, cluster: Reached, within: Duratio
 }
 
 /// Replaces one member, and waits until that is done.
-pub async fn replace(
-    cluster: &Reached,
+async fn replace(cluster: &Reached, step: Step, new: u64, within: Duration) -> anyhow::Result<()> {
+    let replacement = Replacement::new(step, new);
+    let next = async |leader: &Node, status: &GroupStatus| replacement.next(leader, status).await;
+    cluster.carry_on(step.group, within, next).await
+}
+
+/// The replacement of one member.
+#[derive(Debug)]
+pub struct Replacement {
     step: Step,
     new: u64,
-    within: Duration,
-) -> anyhow::Result<()> {
-    let Step { group, old } = step;
-    cluster
-        .carry_on(group, within, async |leader, status| {
-            match Replacing::of(status, old, new) {
-                Replacing::Done => return Ok(true),
-                Replacing::UnderWay => return Ok(false),
-                Replacing::NotBegun => {}
+    patience: Patience,
+}
+
+impl Replacement {
+    /// Nothing of it was done.
+    pub fn new(step: Step, new: u64) -> Self {
+        Self { step, new, patience: Patience::default() }
+    }
+
+    /// Asks a leader for what comes next; whether that is nothing.
+    ///
+    /// A leader that is to go hands over before the replacement begins. One that cannot, because it is the
+    /// only voter or the only one that may lead, begins it where it is: the change that gives the new one
+    /// its vote removes the leader.
+    pub async fn next(&self, leader: &Node, status: &GroupStatus) -> anyhow::Result<bool> {
+        let Self { step: Step { group, old }, new, patience } = self;
+        match Replacing::of(status, *old, *new) {
+            Replacing::Done => return Ok(true),
+            Replacing::UnderWay => return Err(partly("it catches up")),
+            Replacing::NotBegun => {}
+        }
+        if leader.status.node == *old && !successors(status, *old).is_empty() {
+            match hand_over(leader, *group, status).await {
+                Ok(()) => return Ok(false),
+                Err(error) if !patience.is_over(Instant::now()) => return Err(error),
+                Err(_) => {}
             }
-            if leader.status.node == old {
-                hand_over(leader, group, status).await?;
-                return Ok(false);
-            }
-            let request = ReplaceMemberRequest {
-                group,
-                old_node: old,
-                new_node: new,
-                // The configuration that was examined is the one that is changed.
-                expect: config_index(status),
-                timeout_ms: REQUEST_MS,
-            };
-            let begun = leader.admin.clone().replace_member(request).await;
-            begun.map_err(|status| unconfirmed(&leader.address, &status))?;
-            Ok(false)
-        })
-        .await
+        }
+        let request = ReplaceMemberRequest {
+            group: *group,
+            old_node: *old,
+            new_node: *new,
+            // The configuration that was examined is the one that is changed.
+            expect: config_index(status),
+            timeout_ms: REQUEST_MS,
+        };
+        let begun = leader.admin.clone().replace_member(request).await;
+        begun.map_err(|status| unconfirmed(&leader.address, &status))?;
+        Ok(false)
+    }
+}
+
+/// How long it is tried to have a leader hand over that refuses.
+#[derive(Debug, Default)]
+struct Patience {
+    /// The first refusal.
+    since: Mutex<Option<Instant>>,
+}
+
+impl Patience {
+    /// Notes a refusal. Whether the leader has refused for long enough.
+    fn is_over(&self, now: Instant) -> bool {
+        now >= *self.since.lock().get_or_insert(now) + PATIENCE
+    }
 }
 
 /// What the nodes that answer say of the shards, and of what they have.
@@ -274,4 +313,17 @@ fn report(node: u64, filled: &Filled, left: &Left, as_json: bool) {
         println!("group {group}: {error}");
     }
     left.show();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_that_refuses_to_hand_over_is_asked_for_a_while_only() {
+        let (patience, first) = (Patience::default(), Instant::now());
+        assert!(!patience.is_over(first));
+        assert!(!patience.is_over(first + PATIENCE / 2));
+        assert!(patience.is_over(first + PATIENCE));
+    }
 }

@@ -7,6 +7,7 @@
 //! at a time: where the command is killed, they are all that lack a replica, and the next run names them.
 
 mod course;
+mod report;
 mod survey;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,24 +18,22 @@ use anyhow::bail;
 use clap::Args;
 use futures::{StreamExt, stream};
 use parking_lot::Mutex;
-use serde_json::json;
 use shardhost_proto::admin::membership_step::Kind;
 use shardhost_proto::admin::{ChangeMembershipRequest, GroupStatus, MembershipStep};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
 use self::course::{Course, GRACE, Next};
+use self::report::{Failure, Unknown, report, show};
 use self::survey::{Old, voters_of};
-pub use self::survey::{Survey, learns, member_on};
+pub use self::survey::{Shrunk, Survey, learns, member_on, shrunk};
 use super::change::is_refused;
 use super::ended::PARTLY;
 use super::group::{config_index, role_of};
-use super::output::number;
 use super::reached::{REQUEST_MS, Reached, hand_over};
 use super::serve::Signals;
 use super::target::{Node, Target, said};
 
-const SHOWN: usize = 20;
 /// Replicas that are rebuilt at a time: most of them catch up.
 const WINDOW: usize = 16;
 /// How long a group waits for its place before it is looked at again.
@@ -84,9 +83,15 @@ pub async fn run(arguments: &RebuildArguments) -> anyhow::Result<ExitCode> {
     let course = Course::new(*node);
     let failed = rebuild_all(&cluster, *node, &survey, &course, target.timeout()).await?;
     let rebuilt = survey.replicas.len() - failed.len();
+    // Whatever took a voter from a group, it is named.
+    let (after, silent) = cluster.groups().await;
+    let selected = |group| groups.is_empty() || groups.contains(&group);
+    let after = Survey::from(&after, *node);
+    let unknown = unknown.afterwards(&survey, after, silent, selected);
     report(*node, rebuilt, &failed, &unknown, target.json);
     // Where nothing was changed, it only failed.
-    let changed = rebuilt > 0 || failed.values().any(|failure| failure.begun);
+    let changed =
+        rebuilt > 0 || failed.values().any(|failure| failure.begun) || unknown.has_shrunk();
     Ok(match (failed.is_empty(), changed) {
         (true, _) => unknown.exit_code(),
         (false, true) => ExitCode::from(PARTLY),
@@ -107,9 +112,9 @@ fn check_target(cluster: &Reached, node: u64) -> anyhow::Result<()> {
 /// Leaves only the selected groups.
 fn only(survey: Survey, groups: &[u64], node: u64, cluster: &Reached) -> anyhow::Result<Survey> {
     let wanted: BTreeSet<u64> = groups.iter().copied().collect();
-    let Survey { mut replicas, usual, known, .. } = survey;
+    let Survey { mut replicas, usual, voters, .. } = survey;
     if let Some(group) = wanted.iter().find(|group| !replicas.contains_key(group)) {
-        if !known.contains(group) && cluster.silent().is_empty() {
+        if !voters.contains_key(group) && cluster.silent().is_empty() {
             bail!("there is no group {group}; `shardhost group list` shows those that are");
         }
         let silent: Vec<String> = cluster.silent().keys().map(ToString::to_string).collect();
@@ -123,58 +128,7 @@ fn only(survey: Survey, groups: &[u64], node: u64, cluster: &Reached) -> anyhow:
         );
     }
     replicas.retain(|group, _| wanted.contains(group));
-    Ok(Survey { replicas, short: BTreeMap::new(), usual, known })
-}
-
-/// Why the node may lack replicas that no node names.
-struct Unknown {
-    /// Nodes that do not answer, and where they are expected.
-    silent: BTreeMap<u64, String>,
-    /// Groups that have fewer voters than most, and how many.
-    short: BTreeMap<u64, usize>,
-    usual: usize,
-}
-
-impl Unknown {
-    fn of(cluster: &Reached, survey: &Survey) -> Self {
-        let (silent, short) = (cluster.silent().clone(), survey.short.clone());
-        Self { silent, short, usual: survey.usual }
-    }
-
-    fn exit_code(&self) -> ExitCode {
-        let whole = self.silent.is_empty() && self.short.is_empty();
-        if whole { ExitCode::SUCCESS } else { ExitCode::from(PARTLY) }
-    }
-
-    fn show(&self, node: u64) {
-        for (silent, address) in &self.silent {
-            println!(
-                "node {silent} ({address}) does not answer: groups that only such nodes hold are not \
-                 known; run this again when it does"
-            );
-        }
-        for (group, voters) in &self.short {
-            let usual = self.usual;
-            println!(
-                "group {group} has {voters} voters and none on node {node}, most groups have {usual}: if \
-                 an earlier run removed that one, `shardhost member add {group} {node}` adds another, or \
-                 `shardhost member promote {group} {node}` where a learner took its place"
-            );
-        }
-    }
-
-    fn silent_nodes(&self) -> Vec<u64> {
-        self.silent.keys().copied().collect()
-    }
-}
-
-/// Why a group has no new replica.
-struct Failure {
-    cause: String,
-    /// Something was sent, and what became of it may not be known.
-    begun: bool,
-    /// What adds one, where the old one may be gone.
-    addition: Option<String>,
+    Ok(Survey { replicas, short: BTreeMap::new(), usual, voters })
 }
 
 async fn rebuild_all(
@@ -225,6 +179,7 @@ async fn rebuild_all(
 }
 
 const INTERRUPTED: &str = "interrupted";
+const FULL: &str = "as many groups as may be are left without their replica, so no more is removed";
 
 /// The replacement of one replica by a new one on its node.
 struct Rebuild<'a> {
@@ -247,14 +202,24 @@ impl Rebuild<'_> {
         if course.is_interrupted() {
             bail!(INTERRUPTED);
         }
+        if course.is_full() {
+            bail!(FULL);
+        }
         let deadline = Instant::now() + within;
         let is_over = || course.is_over(group, deadline, Instant::now());
         let step =
             async |leader: &Node, status: &GroupStatus| self.step(leader, status, deadline).await;
         let done = cluster.carry_on_until(group, is_over, step).await;
-        done.map_err(|error| match course.is_interrupted() {
-            true => error.context(INTERRUPTED),
-            false => error.context(format!("not in its place after {within:?}")),
+        // No other group takes the place of one that is left without its replica.
+        if course.end(group, Instant::now())
+            && let Some(place) = self.place.lock().take()
+        {
+            place.forget();
+        }
+        done.map_err(|error| match (course.is_interrupted(), course.is_gone(group)) {
+            (true, _) => error.context(INTERRUPTED),
+            (false, true) => error,
+            (false, false) => error.context(format!("not in its place after {within:?}")),
         })
     }
 
@@ -265,26 +230,31 @@ impl Rebuild<'_> {
         status: &GroupStatus,
         deadline: Instant,
     ) -> anyhow::Result<bool> {
-        let Self { cluster, course, node, group, old, usual, .. } = *self;
+        let Self { course, node, group, old, .. } = *self;
         let old = course.as_it_is(status, old);
         match course.next(status, old) {
             Next::Done => return Ok(true),
-            Next::Wait => drop(self.place.lock().take()),
+            Next::Wait => {
+                self.give_up_place();
+                bail!(course.why(status));
+            }
             Next::Add => self.add(leader, status, old).await?,
             // A removal that was sent may still come.
             Next::Remove if course.is_due(deadline, Instant::now()) => {}
             Next::Remove if leader.status.node == node => hand_over(leader, group, status).await?,
             Next::Remove => {
-                check_voters(voters_of(status), old, usual)?;
-                check_others(cluster, status, node).await?;
+                if let Err(error) = self.check(status, old).await {
+                    self.give_up_place();
+                    return Err(error);
+                }
                 if !self.take_place().await {
-                    return Ok(false);
+                    bail!("other groups that are without their replica come first");
                 }
                 let before = course.enter(group, old);
                 let removed = change(leader, status, Kind::Remove, node).await;
                 if matches!(removed, Err(Unchanged::Refused(_))) && !before {
                     course.refused(group);
-                    drop(self.place.lock().take());
+                    self.give_up_place();
                 }
                 removed.map_err(Unchanged::into_error)?;
                 // At once: nothing records that it is to be done.
@@ -292,6 +262,19 @@ impl Rebuild<'_> {
             }
         }
         Ok(false)
+    }
+
+    /// Whether the group can do without its replica for a moment.
+    async fn check(&self, status: &GroupStatus, old: Old) -> anyhow::Result<()> {
+        check_voters(voters_of(status), old, self.usual)?;
+        check_others(self.cluster, status, self.node).await
+    }
+
+    /// Leaves the place to another group, unless this one may be without its replica.
+    fn give_up_place(&self) {
+        if !self.course.is_between(self.group) {
+            drop(self.place.lock().take());
+        }
     }
 
     /// Adds the new replica. Once that is confirmed it is recorded.
@@ -420,73 +403,6 @@ fn enough(live: usize, others: usize) -> anyhow::Result<()> {
         bail!("{live} of the {others} other voters take part, {needed} must");
     }
     Ok(())
-}
-
-fn show(node: u64, survey: &Survey, unknown: &Unknown, as_json: bool) {
-    let groups: Vec<u64> = survey.replicas.keys().copied().collect();
-    if as_json {
-        let (silent, short) = (unknown.silent_nodes(), &unknown.short);
-        return println!(
-            "{}",
-            json!({ "node": node, "groups": groups, "silent_nodes": silent, "short_groups": short })
-        );
-    }
-    println!("node {node} would get {} new replicas", number(groups.len() as u64));
-    for group in groups.iter().take(SHOWN) {
-        println!("group {group}");
-    }
-    if groups.len() > SHOWN {
-        println!("and {} more", number((groups.len() - SHOWN) as u64));
-    }
-    unknown.show(node);
-}
-
-fn report(
-    node: u64,
-    rebuilt: usize,
-    failed: &BTreeMap<u64, Failure>,
-    unknown: &Unknown,
-    as_json: bool,
-) {
-    if as_json {
-        let causes: BTreeMap<u64, &str> =
-            failed.iter().map(|(group, failure)| (*group, failure.cause.as_str())).collect();
-        let additions: Vec<&String> =
-            failed.values().filter_map(|failure| failure.addition.as_ref()).collect();
-        return println!(
-            "{}",
-            json!({
-                "node": node,
-                "rebuilt": rebuilt,
-                "failed": causes,
-                "to_run": additions,
-                "silent_nodes": unknown.silent_nodes(),
-                "short_groups": unknown.short,
-            })
-        );
-    }
-    println!("node {node} has {} new replicas", number(rebuilt as u64));
-    for (group, Failure { cause, .. }) in failed.iter().take(SHOWN) {
-        println!("group {group}: {cause}");
-    }
-    if failed.len() > SHOWN {
-        println!("and {} more failed", number((failed.len() - SHOWN) as u64));
-    }
-    // All of them: nothing else knows.
-    for (group, failure) in failed.iter().filter(|(_, failure)| failure.begun) {
-        if let Some(addition) = &failure.addition {
-            println!(
-                "group {group} may be without its replica on node {node}, now or soon: once `member list \
-                 {group}` does not show one, run `{addition}`"
-            );
-        } else {
-            println!(
-                "group {group} has a new replica on node {node}, which continues to its place: `member list \
-                 {group}` shows when it has it"
-            );
-        }
-    }
-    unknown.show(node);
 }
 
 #[cfg(test)]

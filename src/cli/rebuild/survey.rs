@@ -1,15 +1,13 @@
 //! Which replicas a node has, and which groups may lack one there: what is known of that, and what
 //! is not.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use anyhow::Context;
 use shardhost_proto::admin::GroupStatus;
 use shardhost_proto::log::Member;
 
 use crate::group::role_of;
 use crate::reached::Reached;
-use crate::target::{all_groups, in_time};
 
 /// A replica that is to be replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,8 +38,8 @@ pub struct Survey {
     pub short: BTreeMap<u64, usize>,
     /// How many voters most groups have.
     pub usual: usize,
-    /// The groups that any node has a replica of.
-    pub known: BTreeSet<u64>,
+    /// How many voters each group has that any node has a replica of.
+    pub voters: BTreeMap<u64, usize>,
 }
 
 /// A group by the newest configuration that any node knows.
@@ -53,23 +51,13 @@ struct Newest {
 }
 
 impl Survey {
-    /// The groups that have fewer voters than most, without a vote on the node.
-    pub fn short_groups(statuses: &[GroupStatus], node: u64) -> BTreeMap<u64, usize> {
-        Self::from(statuses, node).short
-    }
-
     /// Asks every node that was reached.
     pub async fn of(cluster: &Reached, node: u64) -> anyhow::Result<Self> {
-        let mut groups = Vec::new();
-        for one in cluster.nodes().values() {
-            let mut admin = one.admin.clone();
-            let listed = in_time(&one.address, all_groups(&mut admin)).await;
-            groups.extend(listed.context("which groups there are is asked of every node")?);
-        }
-        Ok(Self::from(&groups, node))
+        Ok(Self::from(&cluster.all_groups().await?, node))
     }
 
-    fn from(statuses: &[GroupStatus], node: u64) -> Self {
+    /// What those statuses show.
+    pub fn from(statuses: &[GroupStatus], node: u64) -> Self {
         let mut newest: BTreeMap<u64, Newest> = BTreeMap::new();
         for status in statuses {
             let Some(one) = Newest::of(status, node) else { continue };
@@ -83,8 +71,8 @@ impl Survey {
         let lacking = newest.iter().filter(|(_, one)| one.here.is_none_or(|here| here.learns));
         let short = lacking.filter(|(_, one)| is_short(one.voters, usual));
         let short = short.map(|(group, one)| (*group, one.voters)).collect();
-        let known = newest.keys().copied().collect();
-        Self { replicas: newest.iter().filter_map(here).collect(), short, usual, known }
+        let voters = newest.iter().map(|(group, one)| (*group, one.voters)).collect();
+        Self { replicas: newest.iter().filter_map(here).collect(), short, usual, voters }
     }
 }
 
@@ -128,9 +116,27 @@ fn usual(voters: impl Iterator<Item = usize>) -> usize {
 }
 
 /// Whether so many voters are one less than intended, as far as numbers show: fewer than most
-/// groups have, or an even number where most have an odd one.
+/// groups have, or an even number where most have an odd one. A single one where most have more than two
+/// is intended: no run leaves that.
 const fn is_short(voters: usize, usual: usize) -> bool {
-    voters < usual || (voters.is_multiple_of(2) && !usual.is_multiple_of(2))
+    let intended = voters == 1 && usual > 2;
+    !intended && (voters < usual || (voters.is_multiple_of(2) && !usual.is_multiple_of(2)))
+}
+
+/// A group that has fewer voters than it had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shrunk {
+    pub before: usize,
+    pub now: usize,
+}
+
+/// The groups that have fewer voters than before.
+pub fn shrunk(before: &BTreeMap<u64, usize>, now: &BTreeMap<u64, usize>) -> BTreeMap<u64, Shrunk> {
+    let both = before.iter().filter_map(|(group, before)| {
+        let shrunk = Shrunk { before: *before, now: *now.get(group)? };
+        (shrunk.now < shrunk.before).then_some((*group, shrunk))
+    });
+    both.collect()
 }
 
 #[cfg(test)]
@@ -186,6 +192,24 @@ mod tests {
         let survey = Survey::from(&seen, 3);
         assert_eq!(survey.replicas[&1], Old { replica: 3, learns: false, voters: 2 });
         assert_eq!(survey.replicas[&2], Old { replica: 3, learns: true, voters: 2 });
+    }
+
+    /// Whatever the others have.
+    #[test]
+    fn a_group_that_lost_a_voter_since_the_first_look_is_found() {
+        let counted = |counts: &[(u64, usize)]| counts.iter().copied().collect::<BTreeMap<_, _>>();
+        let before = counted(&[(1, 3), (2, 3), (3, 1), (4, 5), (6, 2)]);
+        let now = counted(&[(1, 3), (2, 2), (3, 1), (5, 1), (6, 3)]);
+        let lost = BTreeMap::from([(2, Shrunk { before: 3, now: 2 })]);
+        assert_eq!(shrunk(&before, &now), lost, "group 4 was destroyed, group 5 created");
+    }
+
+    #[test]
+    fn a_group_that_was_created_with_one_voter_lacks_none() {
+        let seen =
+            [group(1, 0, &[1, 2, 3], &[]), group(2, 0, &[1, 2, 3], &[]), group(3, 0, &[1], &[])];
+        let survey = Survey::from(&seen, 4);
+        assert_eq!((survey.short, survey.voters[&3]), (BTreeMap::new(), 1));
     }
 
     #[test]
