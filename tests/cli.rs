@@ -10,6 +10,7 @@ mod cli {
     mod parked;
     pub mod process;
     mod recorded;
+    mod replicas;
     mod requirements;
     mod servers;
     mod shard_map;

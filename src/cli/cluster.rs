@@ -128,7 +128,11 @@ fn cells(node: &NodeVersion) -> Vec<String> {
     let or_nothing = |text: String| if answered { text } else { "-".to_owned() };
     vec![
         node.node.to_string(),
-        or_nothing(if node.program.is_empty() { "earlier".to_owned() } else { node.program.clone() }),
+        or_nothing(if node.program.is_empty() {
+            "earlier".to_owned()
+        } else {
+            node.program.clone()
+        }),
         or_nothing(format!("up to {}", node.newest)),
         or_nothing(format!("asks for {}", node.prepared)),
         node.problem.clone(),

@@ -1,5 +1,6 @@
 //! `shardhost replicas`: which replicas the cluster moves automatically, and why.
 
+use std::ops::RangeInclusive;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -27,6 +28,9 @@ const PAUSE: Duration = Duration::from_millis(50);
 const NOT_FOUND: &str = "replicas are not moved at the moment: the system group has no leader that serves; `shardhost \
      group show 0` has the cause";
 
+/// Between which a node may be waited for.
+const SECONDS: RangeInclusive<u64> = MIN_REPLACE_AFTER_MS / 1_000..=MAX_REPLACE_AFTER_MS / 1_000;
+
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -44,8 +48,7 @@ pub enum Command {
         /// The mode.
         mode: Mode,
         /// Seconds after which a node that does not answer is replaced; by default as it is.
-        #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64)
-            .range(MIN_REPLACE_AFTER_MS as i64 / 1_000..=MAX_REPLACE_AFTER_MS as i64 / 1_000))]
+        #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(SECONDS))]
         replace_after: Option<u64>,
         #[command(flatten)]
         target: Target,
@@ -80,7 +83,10 @@ async fn set(mode: Mode, replace_after: Option<u64>, target: &Target) -> anyhow:
     if target.json {
         println!("{}", json!({ "mode": word, "replace_after": seconds }));
     } else {
-        println!("replicas: {word}; a node that does not answer for {} s is replaced", number(seconds));
+        println!(
+            "replicas: {word}; a node that does not answer for {} s is replaced",
+            number(seconds)
+        );
     }
     Ok(())
 }
@@ -96,7 +102,9 @@ async fn ask(request: AllocatorRequest, target: &Target) -> anyhow::Result<Alloc
         let Ok(asked) = asked else { bail!("{address} does not answer; {NOT_FOUND}") };
         let reply = match asked {
             Ok(reply) => reply.into_inner(),
-            Err(status) if matches!(status.code(), Code::FailedPrecondition | Code::Unimplemented) => {
+            Err(status)
+                if matches!(status.code(), Code::FailedPrecondition | Code::Unimplemented) =>
+            {
                 return Err(said(&address, &status));
             }
             // One that is gone is skipped.
@@ -168,9 +176,10 @@ fn described(
     let after = after.map_or(String::new(), |seconds| {
         format!("; a node that does not answer for {} s is replaced", number(seconds))
     });
-    let gone = status.gone.iter().map(|gone| {
-        format!("node {} for {} s", gone.node, number(gone.silent_ms / 1_000))
-    });
+    let gone = status
+        .gone
+        .iter()
+        .map(|gone| format!("node {} for {} s", gone.node, number(gone.silent_ms / 1_000)));
     let gone: Vec<String> = gone.collect();
     vec![
         ("replicas", format!("{mode}, on node {node}{after}")),

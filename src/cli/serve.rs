@@ -300,7 +300,8 @@ fn configuration(arguments: &ServeArguments) -> anyhow::Result<ServerConfig> {
     config.planner_rest = arguments.planner_rest.unwrap_or(config.planner_rest);
     config.replicas = arguments.replicas.map_or(config.replicas, Into::into);
     config.replace_after = arguments.replace_after.unwrap_or(config.replace_after);
-    config.cluster_version_max = arguments.cluster_version_max.unwrap_or(config.cluster_version_max);
+    config.cluster_version_max =
+        arguments.cluster_version_max.unwrap_or(config.cluster_version_max);
     config.consistency_check = arguments.consistency_check.unwrap_or(config.consistency_check);
     config.workers = arguments.workers.unwrap_or(config.workers);
     config.apply_threads = arguments.apply_threads.unwrap_or(config.apply_threads);

@@ -110,11 +110,7 @@ fn live_nodes(inner: &Inner) -> BTreeSet<NodeId> {
 
 /// Orders and the node that is asked first: a member that is not the one that goes, which names the leader.
 /// This host leads the system group.
-fn by_first_guess(
-    own: NodeId,
-    view: &View,
-    orders: &[Change],
-) -> Vec<(NodeId, Vec<Replacement>)> {
+fn by_first_guess(own: NodeId, view: &View, orders: &[Change]) -> Vec<(NodeId, Vec<Replacement>)> {
     let mut by_node: BTreeMap<NodeId, Vec<Replacement>> = BTreeMap::new();
     for Change { group, old, new, reason } in orders.iter().copied() {
         let members = view.groups().get(&group).map_or(&[][..], |group| group.members());
@@ -196,7 +192,9 @@ async fn ask(
         Ok(client) => client,
         // Nothing was sent.
         Err(reason) => {
-            let refused = |order: &Replacement| (order.group, Replaced::Refused(format!("node {node}: {reason}")));
+            let refused = |order: &Replacement| {
+                (order.group, Replaced::Refused(format!("node {node}: {reason}")))
+            };
             return orders.iter().map(refused).collect();
         }
     };

@@ -379,8 +379,8 @@ async fn create_one(client: CatalogClient, new: NewGroup) -> Result<Revision, Ca
 
 #[cfg(test)]
 mod tests {
-    use shardhost_policy::catalog::{Catalog, Command};
     use shardhost_groups::LogIndex;
+    use shardhost_policy::catalog::{Catalog, Command};
 
     use super::*;
 

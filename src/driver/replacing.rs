@@ -95,7 +95,9 @@ impl Inner {
             Step::Cancel => {
                 let cancelled = group.cancel_addition(Some(expecting)).await;
                 return match cancelled {
-                    Ok(_) => Replaced::Refused("an addition to a node that is gone was cancelled".to_owned()),
+                    Ok(_) => Replaced::Refused(
+                        "an addition to a node that is gone was cancelled".to_owned(),
+                    ),
                     Err(error) => Replaced::Refused(error.to_string()),
                 };
             }
@@ -151,10 +153,13 @@ fn next_step(
     answers: impl Fn(NodeId) -> bool,
 ) -> Result<Step, String> {
     let member_on = |node: NodeId| membership.members.values().find(|member| member.node == node);
-    let incoming = membership.incoming.and_then(|incoming| membership.members.get(&incoming.replica));
+    let incoming =
+        membership.incoming.and_then(|incoming| membership.members.get(&incoming.replica));
     match incoming.map(|member| member.node) {
         Some(node) if node == order.new => return Ok(Step::Nothing),
-        Some(node) if answers(node) => return Err(format!("an addition of node {node} is under way")),
+        Some(node) if answers(node) => {
+            return Err(format!("an addition of node {node} is under way"));
+        }
         Some(_) => return Ok(Step::Cancel),
         None => {}
     }

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use futures::stream::BoxStream;
 use shardhost_groups::GroupId;
-use shardhost_proto::version::ClusterVersion;
 use shardhost_proto::system as wire;
 use shardhost_proto::system::catalog_reply::Reply as WireReply;
 use shardhost_proto::system::system_server::System as SystemRpc;
+use shardhost_proto::version::ClusterVersion;
 use tonic::{Request, Response, Status};
 
 use super::Inner;

@@ -185,8 +185,13 @@ impl Raising {
 }
 
 fn all_live(host: &Host, nodes: &BTreeSet<NodeId>) -> bool {
-    let live: BTreeSet<NodeId> =
-        host.transport_stats().peers.iter().filter(|peer| peer.live).map(|peer| peer.node).collect();
+    let live: BTreeSet<NodeId> = host
+        .transport_stats()
+        .peers
+        .iter()
+        .filter(|peer| peer.live)
+        .map(|peer| peer.node)
+        .collect();
     nodes.iter().all(|node| *node == host.node_id() || live.contains(node))
 }
 

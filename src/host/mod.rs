@@ -34,9 +34,9 @@ use tonic::service::Routes;
 
 use self::founding::{Founding, Foundings, Scope};
 pub use self::joining::ReplicaFactory;
-pub use self::versions::PrepareError;
 use self::joining::{Joining, Mailbox};
 use self::memory::HostMemory;
+pub use self::versions::PrepareError;
 use crate::data_dir::DataDir;
 use crate::descriptors::Descriptors;
 use crate::transport::{

@@ -38,8 +38,8 @@ use shardhost::host::HostConfig;
 use shardhost::transport::MapTag;
 use shardhost_policy::catalog::{Label, Name, NewGroup, PlannerMode, ReplicaSettings, Subject};
 use shardhost_proto::shard_map::{KindShards, ShardMap};
-use shardhost_proto::version::ClusterVersion;
 use shardhost_proto::shard_map::{QUEUE_KIND as QUEUE, TABLE_KIND as TABLE};
+use shardhost_proto::version::ClusterVersion;
 
 pub use self::error::ConfigError;
 pub use shardhost::transport::address::{AddressError, check_address};

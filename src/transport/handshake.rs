@@ -4,15 +4,15 @@
 
 use shardhost_groups::transport::Lane;
 use shardhost_proto::PROTOCOL_VERSION;
-use shardhost_proto::version::ClusterVersion;
 use shardhost_proto::peer::{Advertisement, Frame, Hello, Lane as WireLane, Welcome};
+use shardhost_proto::version::ClusterVersion;
 use shardhost_storage::NodeId;
 use tonic::Status;
 
 use super::founded::FoundedBy;
 use super::map_tag::{self, MapTag};
-use super::versions::Versions;
 use super::starts::{CLOCKS_DIFFER, MOST_STARTS_TOLD};
+use super::versions::Versions;
 use crate::data_dir::BEGINNING;
 
 /// The claimed identity of this process.

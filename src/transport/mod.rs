@@ -69,7 +69,6 @@ pub use config::{ConfigError, LaneLimits, SnapshotLimits, TransportConfig};
 pub use connection::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES, server};
 pub use directory::PeerDirectory;
 pub use founded::FoundedBy;
-pub use versions::Versions;
 pub use handshake::Rollback;
 pub use listener::{
     Accepted, Connection, ConnectionLimits, ConnectionStats, Connections, Incoming, admit_clients,
@@ -80,6 +79,7 @@ pub(crate) use map_tag::check as check_map;
 pub use memory::IncarnationMemory;
 pub use service::PeerService;
 pub use stats::{LaneStats, PeerStats, ShipmentFailure, SnapshotRefusal, TransportStats};
+pub use versions::Versions;
 
 use shared::{Shared, TaskKind};
 

@@ -21,7 +21,6 @@ use super::clocks::ClockAlarm;
 use super::config::TransportConfig;
 use super::directory::PeerDirectory;
 use super::founded::FoundedBy;
-use super::versions::Versions;
 use super::handshake::Identity;
 use super::memory::IncarnationMemory;
 use super::peer::Peer;
@@ -29,6 +28,7 @@ use super::sender;
 use super::snapshot::{Receptions, Shipments};
 use super::starts::Horizon;
 use super::stats::{Counters, TransportStats};
+use super::versions::Versions;
 
 /// The peers of the directory.
 pub(super) type Peers = BTreeMap<NodeId, Arc<Peer>>;

@@ -274,7 +274,11 @@ impl LogStore for RocksStore {
     fn raise_version(&self, version: ClusterVersion) -> Result<(), LogError> {
         let writer = self.writer.lock();
         // Nothing is known about the disk any more.
-        if writer.poisoned { Err(LogError::Poisoned) } else { self.directory.raise_version(version, &self.database) }
+        if writer.poisoned {
+            Err(LogError::Poisoned)
+        } else {
+            self.directory.raise_version(version, &self.database)
+        }
     }
 
     fn stats(&self) -> StoreStats {

@@ -149,7 +149,8 @@ pub enum LogError {
     #[error(
         "{path} is of a cluster at version {version}, this program knows versions {} to {}; start a later \
          program",
-        ClusterVersion::FIRST, ClusterVersion::NEWEST
+        ClusterVersion::FIRST,
+        ClusterVersion::NEWEST
     )]
     NewerVersion { path: String, version: ClusterVersion },
     /// Another process has the log open.

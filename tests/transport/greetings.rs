@@ -26,9 +26,10 @@ fn a_greeting_in_order_is_answered_with_who_is_here() {
 #[test]
 fn every_mismatch_is_refused_and_names_both_sides() {
     type Spoil = fn(&mut Hello);
-    let cases: [(Spoil, &str); 5] = [
+    let cases: [(Spoil, &str); 6] = [
         (|h| h.cluster = "red".into(), "cluster \"red\", this host to \"blue\""),
         (|h| h.to_node = 3, "node 3 was meant, but node 2 was reached"),
+        (|h| h.cluster_version = 99, "the peer's cluster is at version 99"),
         (|h| h.protocol = 2, "protocol 2, this host speaks 1"),
         (|h| h.node = 9, "node 9 is not in the directory of node 2"),
         (|h| h.node = 2, "node 2 is not in the directory of node 2"),
@@ -41,7 +42,7 @@ fn every_mismatch_is_refused_and_names_both_sides() {
         assert_eq!(status.code(), Code::FailedPrecondition);
         assert!(status.message().contains(told), "{status}");
     }
-    assert_eq!(two.transport.stats().refused_greetings, 5);
+    assert_eq!(two.transport.stats().refused_greetings, 6);
     assert!(two.recorder.read(|told| told.edges.is_empty() && told.delivered.is_empty()));
 }
 

@@ -145,7 +145,9 @@ impl<'a> Work<'a> {
             if bug!(picture, ForgetsMoving) {
                 break;
             }
-            let Some(members) = members.get(group).filter(|_| *group != SYSTEM_GROUP) else { continue };
+            let Some(members) = members.get(group).filter(|_| *group != SYSTEM_GROUP) else {
+                continue;
+            };
             if members.contains(old) {
                 counts.entry(*old).and_modify(|count| *count = count.saturating_sub(1));
             }
@@ -193,7 +195,11 @@ impl<'a> Work<'a> {
                 let here = |node: &&NodeId| {
                     self.is(**node, Standing::Open) || self.is(**node, Standing::Closed)
                 };
-                lost.push((held.group != SYSTEM_GROUP, held.members.iter().filter(here).count(), held));
+                lost.push((
+                    held.group != SYSTEM_GROUP,
+                    held.members.iter().filter(here).count(),
+                    held,
+                ));
             }
         }
         lost.sort_by_key(|(other, left, held)| (*other, *left, held.group));
@@ -201,7 +207,8 @@ impl<'a> Work<'a> {
             lost.truncate(1);
         }
         for (_, _, held) in lost {
-            let mut gone = held.members.iter().copied().filter(|node| self.is(*node, Standing::Gone));
+            let mut gone =
+                held.members.iter().copied().filter(|node| self.is(*node, Standing::Gone));
             let Some(old) = gone.next() else { continue };
             if self.changing.contains(&held.group) {
                 continue;
@@ -221,9 +228,10 @@ impl<'a> Work<'a> {
 
     /// The best node for a replica in the place of one that is gone.
     fn successor(&self, held: &Held, old: NodeId) -> Option<NodeId> {
-        let open = self.picture.places.iter().filter(|(id, place)| {
-            place.standing == Standing::Open && !held.members.contains(id)
-        });
+        let open =
+            self.picture.places.iter().filter(|(id, place)| {
+                place.standing == Standing::Open && !held.members.contains(id)
+            });
         let rank = |(id, place): &(&NodeId, &Place)| {
             (!meets(place, held), self.neighbors(held, **id, old), self.held(**id), **id)
         };
@@ -290,7 +298,9 @@ impl<'a> Work<'a> {
         let open = self.picture.places.iter().filter(|(_, place)| place.standing == Standing::Open);
         let open: Vec<NodeId> = open.map(|(id, _)| *id).collect();
         let mut holds: BTreeMap<NodeId, Vec<&Held>> = BTreeMap::new();
-        for held in self.picture.groups.iter().filter(|held| held.group != SYSTEM_GROUP && !held.short) {
+        for held in
+            self.picture.groups.iter().filter(|held| held.group != SYSTEM_GROUP && !held.short)
+        {
             for member in held.members.iter().filter(|member| open.contains(member)) {
                 holds.entry(*member).or_default().push(held);
             }
@@ -300,9 +310,8 @@ impl<'a> Work<'a> {
         while self.may_choose() {
             let Some((old, new)) = self.widest(&open, &barren) else { return };
             let mine = holds.get(&old).map_or(&[][..], |held| &held[..]);
-            let moves = |held: &&&Held| {
-                self.is_free(held.group) && self.loses_nothing(held, old, new)
-            };
+            let moves =
+                |held: &&&Held| self.is_free(held.group) && self.loses_nothing(held, old, new);
             match mine.iter().find(moves) {
                 Some(held) => self.take(held.group, old, new, Reason::Count),
                 None => drop(barren.insert((old, new))),
@@ -316,7 +325,8 @@ impl<'a> Work<'a> {
         open: &[NodeId],
         barren: &BTreeSet<(NodeId, NodeId)>,
     ) -> Option<(NodeId, NodeId)> {
-        let mut by_count: Vec<(u64, NodeId)> = open.iter().map(|id| (self.held(*id), *id)).collect();
+        let mut by_count: Vec<(u64, NodeId)> =
+            open.iter().map(|id| (self.held(*id), *id)).collect();
         by_count.sort_unstable();
         let mut widest: Option<(u64, NodeId, NodeId)> = None;
         for (most, old) in by_count.iter().rev() {

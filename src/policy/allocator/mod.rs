@@ -153,9 +153,10 @@ impl Allocator {
         self.settle(seen);
         let places = self.places(seen, settings);
         let groups = groups_of(seen);
-        let moving = self.moving.iter().map(|(group, moving)| {
-            (*group, (moving.change.old, moving.change.new))
-        });
+        let moving = self
+            .moving
+            .iter()
+            .map(|(group, moving)| (*group, (moving.change.old, moving.change.new)));
         let resting = self.resting.iter().filter(|(_, rest)| rest.until_ms > seen.now_ms);
         let spreading = self.moving.values().filter(|moving| moving.change.reason != Reason::Gone);
         let choice = choose(&Picture {
@@ -242,16 +243,11 @@ impl Allocator {
             target_lives && seen.now_ms < moving.ordered_ms + allowed
         });
         self.moved += moved;
-        self.resting.retain(|group, _| {
-            *group == SYSTEM_GROUP || seen.view.groups().contains_key(group)
-        });
+        self.resting
+            .retain(|group, _| *group == SYSTEM_GROUP || seen.view.groups().contains_key(group));
     }
 
-    fn places(
-        &self,
-        seen: &Observation<'_>,
-        settings: ReplicaSettings,
-    ) -> BTreeMap<NodeId, Place> {
+    fn places(&self, seen: &Observation<'_>, settings: ReplicaSettings) -> BTreeMap<NodeId, Place> {
         let drains = seen.view.drains();
         let standing = |node: NodeId| match self.silent.get(&node) {
             Some(since) if seen.now_ms >= since + settings.replace_after_ms => Standing::Gone,
@@ -264,7 +260,11 @@ impl Allocator {
         let place = |node: &NodeRecord| Place {
             standing: standing(node.id),
             zone: node.zone.clone(),
-            capabilities: node.advertisement.iter().flat_map(|one| one.capabilities.iter().cloned()).collect(),
+            capabilities: node
+                .advertisement
+                .iter()
+                .flat_map(|one| one.capabilities.iter().cloned())
+                .collect(),
         };
         seen.view.nodes().values().map(|node| (node.id, place(node))).collect()
     }

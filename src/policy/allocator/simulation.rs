@@ -151,7 +151,13 @@ impl Cluster {
 
     fn check_loses_nothing(&self, change: &Change) {
         let group = &self.groups[&change.group];
-        let then: BTreeSet<NodeId> = group.members.iter().copied().filter(|node| *node != change.old).chain([change.new]).collect();
+        let then: BTreeSet<NodeId> = group
+            .members
+            .iter()
+            .copied()
+            .filter(|node| *node != change.old)
+            .chain([change.new])
+            .collect();
         let fit = |members: &BTreeSet<NodeId>| {
             members.iter().filter(|node| !self.nodes[node].place.capabilities.is_empty()).count()
         };
@@ -183,7 +189,10 @@ impl Cluster {
                 self.moved += 1;
                 let after = self.live_in(&self.groups[&id].members);
                 let returned = usize::from(self.nodes[&old].live);
-                assert!(after + returned > before, "group {id} has fewer live voters by our own action");
+                assert!(
+                    after + returned > before,
+                    "group {id} has fewer live voters by our own action"
+                );
             }
         }
     }
@@ -219,9 +228,10 @@ impl Cluster {
     }
 
     fn counts(&self) -> Vec<u64> {
-        let open = self.nodes.iter().filter(|(_, node)| {
-            node.live && node.place.standing == Standing::Open
-        });
+        let open = self
+            .nodes
+            .iter()
+            .filter(|(_, node)| node.live && node.place.standing == Standing::Open);
         let held = |id: &NodeId| {
             self.groups.values().filter(|group| group.members.contains(id)).count() as u64
         };

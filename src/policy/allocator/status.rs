@@ -97,7 +97,9 @@ impl Allocator {
         if let Some(moving) = self.moving.get(&group) {
             let Change { old, new, reason, .. } = moving.change;
             let stage = if moving.begun { "is under way" } else { "was ordered" };
-            return format!("a replica moves from node {old} to node {new}, because {reason}; it {stage}");
+            return format!(
+                "a replica moves from node {old} to node {new}, because {reason}; it {stage}"
+            );
         }
         if let Some(why) = self.choice.stuck.get(&group) {
             return format!("a replica is on a node that is gone, and is not replaced: {why}");
@@ -109,6 +111,7 @@ impl Allocator {
             let Change { old, new, reason, .. } = change;
             return format!("a replica would move from node {old} to node {new}, because {reason}");
         }
-        "its replicas are where they should be, as far as the leader of the system group knows".to_owned()
+        "its replicas are where they should be, as far as the leader of the system group knows"
+            .to_owned()
     }
 }

@@ -1,10 +1,10 @@
 //! Single passes, and what is remembered between them.
 
 use super::*;
+use crate::catalog::DrainFallback;
 use crate::catalog::{
     Catalog, Command, Name, NewDrain, NewGroup, NewNode, Operation, Stranding, Subject,
 };
-use crate::catalog::DrainFallback;
 use shardhost_proto::version::ClusterVersion;
 
 const REPLACE_AFTER: u64 = 10_000;

@@ -15,12 +15,13 @@ use super::convert::{command_from_message, command_to_message, read_versioned, v
 use super::error::{Refusal, Subject};
 use super::name::Name;
 use super::record::{
-    DrainFallback, IntentId, Label, Placement, PlannedMoves, PlannerMode, RecordKey, ReplicaSettings,
-    Revision,
+    DrainFallback, IntentId, Label, Placement, PlannedMoves, PlannerMode, RecordKey,
+    ReplicaSettings, Revision,
 };
 use super::{
     MAX_ADDRESS_BYTES, MAX_CAPABILITIES, MAX_COMMAND_BYTES, MAX_LABEL_BYTES, MAX_LABELS,
-    MAX_MEMBERS, MAX_NODES, MAX_PASSED_MS, MAX_REPLACE_AFTER_MS, MIN_REPLACE_AFTER_MS, MAX_PREFERENCES, MAX_TEXT_BYTES, MAX_TIME_MS, SYSTEM_GROUP,
+    MAX_MEMBERS, MAX_NODES, MAX_PASSED_MS, MAX_PREFERENCES, MAX_REPLACE_AFTER_MS, MAX_TEXT_BYTES,
+    MAX_TIME_MS, MIN_REPLACE_AFTER_MS, SYSTEM_GROUP,
 };
 use shardhost_proto::shard_map::ShardMap;
 use shardhost_proto::version::ClusterVersion;

@@ -198,7 +198,9 @@ pub enum Refusal {
     #[error("node {node} was removed from the cluster for good; take another number")]
     NodeRemoved { node: NodeId },
     /// A node is not prepared for the version of the cluster. Have it prepared, or remove it.
-    #[error("node {node} is not prepared for version {version} of the cluster; prepare it, or remove it")]
+    #[error(
+        "node {node} is not prepared for version {version} of the cluster; prepare it, or remove it"
+    )]
     NotPrepared { node: NodeId, version: ClusterVersion },
     /// The cluster is at an earlier version than this needs. Raise it.
     #[error(

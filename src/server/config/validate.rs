@@ -82,7 +82,10 @@ impl ServerConfig {
         }
         let (version, newest) = (self.cluster_version_max, ClusterVersion::NEWEST);
         if version == 0 || !ClusterVersion::new(version).is_known() {
-            let bounds = format!("it must be {} to {newest}, which this program knows", ClusterVersion::FIRST);
+            let bounds = format!(
+                "it must be {} to {newest}, which this program knows",
+                ClusterVersion::FIRST
+            );
             return Err(wrong("cluster-version-max", bounds));
         }
         if self.park.contains(&SYSTEM_GROUP.get()) {

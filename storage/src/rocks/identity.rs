@@ -268,13 +268,17 @@ mod tests {
         let format = ClusterVersion::NEWEST.get() + 1;
         let store = StoreIdentity { format, ..ours().new_store(ClusterVersion::FIRST) };
         let refused = ours().check(&store, path).expect_err("later").to_string();
-        for word in [format.to_string(), ClusterVersion::NEWEST.to_string(), "/data/log".to_owned()] {
+        for word in [format.to_string(), ClusterVersion::NEWEST.to_string(), "/data/log".to_owned()]
+        {
             assert!(refused.contains(&word), "{refused}");
         }
     }
 
     #[test]
     fn two_new_stores_differ() {
-        assert_ne!(ours().new_store(ClusterVersion::NEWEST).store, ours().new_store(ClusterVersion::NEWEST).store);
+        assert_ne!(
+            ours().new_store(ClusterVersion::NEWEST).store,
+            ours().new_store(ClusterVersion::NEWEST).store
+        );
     }
 }

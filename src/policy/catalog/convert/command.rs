@@ -13,8 +13,8 @@ use super::record::{advertisement_to, capabilities_of, founding_from, members_to
 use super::{
     fallback_from, fallback_to, labels_from, labels_to, map_from, map_to, mode_from, mode_to,
     moves_from, moves_to, node_from, nodes_from, nodes_to, optional_name_from, optional_name_to,
-    placement_from, placement_to, present, replicas_from, replicas_to, requirement_from, requirement_to, stranding_from,
-    stranding_to,
+    placement_from, placement_to, present, replicas_from, replicas_to, requirement_from,
+    requirement_to, stranding_from, stranding_to,
 };
 
 /// The message of a command.

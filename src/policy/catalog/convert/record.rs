@@ -18,7 +18,8 @@ use super::{
     drain_state_from, drain_state_to, fallback_from, fallback_to, group_state_from, group_state_to,
     labels_from, labels_to, map_from, map_to, mode_from, mode_to, moves_from, moves_to, names_from,
     names_to, node_from, nodes_from, nodes_to, optional_name_from, optional_name_to,
-    placement_from, placement_to, present, replicas_from, replicas_to, requirement_from, requirement_to,
+    placement_from, placement_to, present, replicas_from, replicas_to, requirement_from,
+    requirement_to,
 };
 
 /// The message of a record.

@@ -7,7 +7,10 @@ use super::*;
 const SECOND: ClusterVersion = ClusterVersion::new(2);
 
 fn raise(version: ClusterVersion, prepared: &[u64]) -> Operation {
-    Operation::RaiseVersion { version, prepared: prepared.iter().map(|number| node(*number)).collect() }
+    Operation::RaiseVersion {
+        version,
+        prepared: prepared.iter().map(|number| node(*number)).collect(),
+    }
 }
 
 fn at_second() -> Catalog {
@@ -105,7 +108,8 @@ fn a_drain_that_is_extended_runs_by_the_clock_of_the_one_who_extends_it() {
             fallback: DrainFallback::GiveUp,
             stranding: Stranding::Accept,
         };
-        let intent = IntentId::new(run(&mut catalog, Operation::BeginDrain(drain)).unwrap().revision);
+        let intent =
+            IntentId::new(run(&mut catalog, Operation::BeginDrain(drain)).unwrap().revision);
         let (deadline_ms, expires_ms) = (NOW + 5_100, NOW + 5_200);
         let extend = Operation::ExtendDrain { node: node(1), intent, deadline_ms, expires_ms };
         run_command(&mut catalog, &Command::new(NOW + 5_000, extend)).unwrap();
