@@ -127,6 +127,7 @@ impl SystemRpc for SystemService {
             newest: said.newest.get(),
             prepared: said.prepared.get(),
             program: said.program,
+            store: said.store,
         }))
     }
 

@@ -33,6 +33,8 @@ pub struct NodeVersions {
     pub prepared: ClusterVersion,
     /// The version of its program; empty: a program without versions of clusters.
     pub program: String,
+    /// The disk that this is about; 0: not said.
+    pub store: u64,
 }
 
 /// What each node said; an error: why it did not.
@@ -76,7 +78,7 @@ pub(super) async fn versions_here(
     }
     let (newest, prepared) = (host.versions().newest(), host.prepared_version());
     let program = env!("CARGO_PKG_VERSION").to_owned();
-    Ok(NodeVersions { newest, prepared, program })
+    Ok(NodeVersions { newest, prepared, program, store: host.store_id() })
 }
 
 impl CatalogClient {
@@ -94,6 +96,7 @@ impl CatalogClient {
                 newest: ClusterVersion::FIRST,
                 prepared: ClusterVersion::FIRST,
                 program: String::new(),
+                store: 0,
             }),
             Err(status) => {
                 self.forget(&address);
@@ -111,6 +114,7 @@ fn read(node: NodeId, reply: wire::VersionsReply) -> Result<NodeVersions, String
         newest: ClusterVersion::new(reply.newest),
         prepared: ClusterVersion::new(reply.prepared),
         program: reply.program,
+        store: reply.store,
     })
 }
 
@@ -142,9 +146,12 @@ pub fn common(said: &Said, of: impl Fn(&NodeVersions) -> ClusterVersion) -> Opti
 }
 
 /// Raises the version when all nodes are prepared, on the leader of the system group.
+///
+/// What a node said once holds for its disk for ever, whether it answers now or not.
 #[derive(Debug, Default)]
 pub(super) struct Raising {
     asked: Option<Instant>,
+    prepared: BTreeMap<NodeId, (u64, ClusterVersion)>,
 }
 
 impl Raising {
@@ -159,17 +166,19 @@ impl Raising {
         if present >= newest.min(host.prepared_version()) || lately {
             return Ok(());
         }
-        let nodes = concerned(host, view);
-        // One that is down is not waited for, again and again.
-        if !all_live(host, &nodes) {
-            return Ok(());
-        }
         self.asked = Some(Instant::now());
-        let said = ask_all(host, client, nodes, None).await;
-        let prepared = common(&said, |versions| versions.prepared.min(versions.newest));
-        let Some(version) = prepared.filter(|version| *version > present) else { return Ok(()) };
-        let prepared = said.into_keys().collect();
-        let raise = Operation::RaiseVersion { version, prepared };
+        let concerned = concerned(host, view);
+        // One that is down is not waited for, again and again.
+        let live = live(host);
+        let asked = concerned.intersection(&live).copied().collect();
+        for (node, said) in ask_all(host, client, asked, None).await {
+            if let Ok(said) = said {
+                self.prepared.insert(node, (said.store, said.prepared.min(said.newest)));
+            }
+        }
+        let common = common_to(&concerned, view, &self.prepared);
+        let Some(version) = common.filter(|version| *version > present) else { return Ok(()) };
+        let raise = Operation::RaiseVersion { version, prepared: concerned };
         match client.apply_expecting(view.settings().revision, raise).await {
             Ok(_) => {
                 tracing::info!(from = %present, to = %version, "the cluster uses a later version");
@@ -184,19 +193,30 @@ impl Raising {
     }
 }
 
-fn all_live(host: &Host, nodes: &BTreeSet<NodeId>) -> bool {
-    let live: BTreeSet<NodeId> = host
-        .transport_stats()
-        .peers
-        .iter()
-        .filter(|peer| peer.live)
-        .map(|peer| peer.node)
-        .collect();
-    nodes.iter().all(|node| *node == host.node_id() || live.contains(node))
+/// The version for which the disks of all these nodes are prepared, as they said at some time; `None`: not
+/// all of them did, or one has another disk since.
+fn common_to(
+    nodes: &BTreeSet<NodeId>,
+    view: &View,
+    said: &BTreeMap<NodeId, (u64, ClusterVersion)>,
+) -> Option<ClusterVersion> {
+    let of = |node: &NodeId| {
+        let (store, prepared) = said.get(node)?;
+        let registered = view.nodes().get(node).map_or(UNKNOWN_STORE, |record| record.store);
+        [UNKNOWN_STORE, *store].contains(&registered).then_some(*prepared)
+    };
+    nodes.iter().map(of).collect::<Option<Vec<_>>>()?.into_iter().min()
+}
+
+fn live(host: &Host) -> BTreeSet<NodeId> {
+    let peers = host.transport_stats().peers.into_iter().filter(|peer| peer.live);
+    peers.map(|peer| peer.node).chain([host.node_id()]).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use shardhost_policy::catalog::{Catalog, Command, NewNode};
+
     use super::*;
 
     #[test]
@@ -205,6 +225,7 @@ mod tests {
             newest: ClusterVersion::NEWEST,
             prepared: ClusterVersion::new(prepared),
             program: String::new(),
+            store: 1,
         };
         let said = |list: &[Result<u32, ()>]| -> Said {
             let one = |(number, said): (u64, &Result<u32, ()>)| {
@@ -217,5 +238,27 @@ mod tests {
         assert_eq!(least(&[Ok(2), Ok(2)]), Some(ClusterVersion::new(2)));
         assert_eq!(least(&[Ok(2), Err(()), Ok(2)]), None);
         assert_eq!(least(&[]), None);
+    }
+
+    /// The version never goes back on a disk, so the node need not answer at the moment.
+    #[test]
+    fn what_a_node_said_of_its_disk_holds_until_it_has_another_one() {
+        let mut catalog = Catalog::default();
+        for number in 1..=2 {
+            let (id, address) = (NodeId::must(number), format!("n{number}:1"));
+            let new = NewNode { id, address, zone: None, weight: 1, store: 10 + number };
+            catalog.apply(&Command::new(1_000, Operation::PutNode(new))).unwrap();
+        }
+        // The third is a member of the system group and not registered yet.
+        let nodes: BTreeSet<NodeId> = (1..=3).map(NodeId::must).collect();
+        let version = ClusterVersion::new;
+        let mut said: BTreeMap<NodeId, (u64, ClusterVersion)> = BTreeMap::new();
+        said.insert(NodeId::must(1), (11, version(2)));
+        said.insert(NodeId::must(2), (12, version(3)));
+        assert_eq!(common_to(&nodes, catalog.view(), &said), None);
+        said.insert(NodeId::must(3), (13, version(2)));
+        assert_eq!(common_to(&nodes, catalog.view(), &said), Some(version(2)));
+        said.insert(NodeId::must(2), (99, version(3)));
+        assert_eq!(common_to(&nodes, catalog.view(), &said), None, "it is another disk");
     }
 }

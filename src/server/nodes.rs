@@ -19,8 +19,6 @@ use shardhost_policy::catalog::{
     Name, NewNode, NodeRecord, Operation, Refusal, Revision, Subject, UNKNOWN_STORE, View,
 };
 
-/// The version of the cluster from which on the numbers of removed nodes are remembered.
-const REMOVALS_REMEMBERED: ClusterVersion = ClusterVersion::new(2);
 /// How long the catalog may take to learn of the last change of a group's members.
 const REPORTED_WITHIN: Duration = Duration::from_secs(5);
 const REPORT_LOOK: Duration = Duration::from_millis(200);
@@ -34,7 +32,8 @@ pub(super) async fn list(system: Option<&System>) -> Result<wire::NodeList, Stat
     Ok(wire::NodeList { nodes: known_nodes(&view), revision: view.revision().get() })
 }
 
-/// Forgets a node for good.
+/// Forgets a node for good. At the first version of the cluster the number is not remembered; it is removed
+/// all the same, because the version is not raised while the node is there and does not answer.
 pub(super) async fn remove(
     host: &Host,
     system: Option<&System>,
@@ -42,13 +41,8 @@ pub(super) async fn remove(
 ) -> Result<wire::NodeList, Status> {
     let system = system.ok_or_else(no_catalog)?;
     let view = system.fresh_view().await.map_err(|error| of_catalog(&error))?;
-    let present = view.settings().cluster_version;
-    if present < REMOVALS_REMEMBERED {
-        let message = format!(
-            "the cluster is at version {present}; from version {REMOVALS_REMEMBERED} on it knows which nodes \
-             were removed: `shardhost cluster upgrade` raises it"
-        );
-        return Err(refusal(Code::FailedPrecondition, "CLUSTER_VERSION", message, []));
+    if !view.nodes().contains_key(&node) {
+        return Err(of_catalog(&Refusal::UnknownNode { node }.into()));
     }
     let mut peers = host.transport_stats().peers.into_iter();
     if node == host.node_id() || peers.any(|peer| peer.node == node && peer.live) {

@@ -149,6 +149,7 @@ mod tests {
                 newest: ClusterVersion::new(newest),
                 prepared: ClusterVersion::FIRST,
                 program: String::new(),
+                store: number,
             });
             (NodeId::must(number), said.ok_or_else(|| "refused".to_owned()))
         };

@@ -70,7 +70,7 @@ mod tests {
     const SECOND: ClusterVersion = ClusterVersion::new(2);
 
     #[test]
-    fn whoever_does_not_know_the_clusters_version_is_refused_on_both_sides() {
+    fn a_program_that_does_not_know_the_clusters_version_is_refused_on_both_sides() {
         let (old, new) = (Versions::up_to(FIRST), Versions::up_to(SECOND));
         let both_ways = |one: &Versions, other: &Versions| {
             one.check(other.newest().get(), other.cluster_number())
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_says_nothing_takes_part_in_the_first_version() {
+    fn a_program_that_names_no_version_takes_part_in_the_first() {
         let new = Versions::up_to(SECOND);
         new.learn(FIRST);
         assert_eq!(new.check(0, 0), Ok(()));

@@ -8,18 +8,23 @@ use super::servers::Servers;
 
 const SHARDS: &str = "tables = 4\nqueues = 2\nvoters = [1, 2, 3]";
 
-/// Four nodes, of which the fourth holds nothing at first.
-async fn four(settings: &str) -> Servers {
-    let mut servers = Servers::new(4, settings, SHARDS);
-    for node in 1..=4 {
-        servers.start(node, &[]);
-    }
+/// So long nothing moves automatically.
+async fn await_second_version(servers: &Servers) {
     let is = || async {
         let shown = servers.run(1, &["cluster", "version", "--json"]).await;
         shown.code == 0 && shown.json()["version"] == 2
     };
     servers.until("the second version", is).await;
     servers.until("all is well", || async { servers.run(1, &["status"]).await.code == 0 }).await;
+}
+
+/// Four nodes, of which the fourth holds nothing at first.
+async fn four(settings: &str) -> Servers {
+    let mut servers = Servers::new(4, settings, SHARDS);
+    for node in 1..=4 {
+        servers.start(node, &[]);
+    }
+    await_second_version(&servers).await;
     for key in 0..8 {
         servers.put(1, &format!("k{key}"), &format!("v{key}")).await;
     }
@@ -106,7 +111,7 @@ async fn a_group_without_a_place_is_named_and_healed_by_a_node_that_joins() {
     for node in 1..=3 {
         servers.start(node, &[]);
     }
-    servers.until("all is well", || async { servers.run(1, &["status"]).await.code == 0 }).await;
+    await_second_version(&servers).await;
     servers.put(1, "key", "value").await;
     servers.kill(3).await;
     let stuck = || async { state(&servers, 1).await["stuck_total"] == 4 };
