@@ -68,6 +68,12 @@ impl Joined {
                 self.host.directory().remove(*node);
             }
         }
+        // Of two nodes that moved at the same time neither can greet the other; each told the catalog.
+        for (node, record) in view.nodes().iter().filter(|(node, _)| self.is_configured(**node)) {
+            if self.host.config().peers.get(node).is_some_and(|known| **known != *record.address) {
+                self.host.node_is_said_to_be_at(*node, &record.address);
+            }
+        }
         let kept = self.kept.all();
         for (node, address) in &wanted {
             if kept.get(node).map(String::as_str) != Some(*address) {

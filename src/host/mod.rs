@@ -552,6 +552,10 @@ impl Host {
     pub fn transport_stats(&self) -> TransportStats {
         self.inner.transport.stats()
     }
+    /// A node is said to be reached there: see [`GrpcTransport::is_said_to_be_at`].
+    pub(crate) fn node_is_said_to_be_at(&self, node: NodeId, address: &str) {
+        self.inner.transport.is_said_to_be_at(node, address);
+    }
     /// How many connections the listener holds open.
     #[must_use]
     pub fn connections(&self) -> ConnectionStats {

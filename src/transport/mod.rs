@@ -61,7 +61,7 @@ use std::sync::atomic::Ordering;
 
 use shardhost_groups::nodes::Advertisement;
 use shardhost_groups::transport::{Inbound, Outgoing, SnapshotShipment, Transport};
-use shardhost_storage::SnapshotStore;
+use shardhost_storage::{NodeId, SnapshotStore};
 use tokio::runtime::Handle;
 
 pub use clocks::ClockAlarm;
@@ -185,6 +185,14 @@ impl GrpcTransport {
     /// when they connect. The groups have to be notified beside it.
     pub fn set_advertisement(&self, advertisement: &Advertisement) {
         self.shared.set_advertisement(advertisement);
+    }
+
+    /// A node is said to be reached there, by others than itself. That address is tried while the configured
+    /// one does not lead to the node, unless the node is heard of.
+    pub fn is_said_to_be_at(&self, node: NodeId, address: &str) {
+        if let Some(peer) = self.shared.peer(node) {
+            peer.is_said_to_be_at(address);
+        }
     }
 
     /// What was counted since the start.

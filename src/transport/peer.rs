@@ -83,6 +83,14 @@ impl Peer {
         self.named.lock().remembered(address, &self.address.borrow());
     }
 
+    /// Others say that it is there. It is not heard of here; a greeting knows better.
+    pub fn is_said_to_be_at(&self, address: &str) {
+        if !self.stats().live {
+            self.was_found_at(address);
+            self.greeted.notify_one();
+        }
+    }
+
     /// A valid greeting has the address where the peer listens.
     pub fn greeted_from(&self, incarnation: u64, address: &str) {
         self.named.lock().greeted(incarnation, address, &self.address.borrow());

@@ -72,6 +72,37 @@ async fn a_node_joins_by_one_command_and_is_the_same_one_ever_after() {
     fourth.stop().await;
 }
 
+/// Neither can greet the other one: the third one knows both, and so does the catalog.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_nodes_that_move_at_the_same_time_find_each_other() {
+    let directory = TempDir::new().unwrap();
+    let mut cluster = Supervised::start(directory.path(), 2, 0).await;
+    cluster.run(&["table", "put", "color", "red"]).await.ok();
+    let before = cluster.addresses().clone();
+    for node in [2, 3] {
+        cluster.kill(node).await;
+    }
+    for node in [2, 3] {
+        cluster.restart_elsewhere_configured(node, before.clone()).await;
+    }
+    let began = Instant::now();
+    let sees = async |node: u64, other: u64| {
+        let at = cluster.addresses()[&node].clone();
+        let shown = run(&["status", "--json", "--at", &at]).await.json();
+        let nodes = shown["nodes"].as_array().cloned().unwrap_or_default();
+        let asked = nodes.into_iter().find(|one| one["node"] == node).unwrap_or_default();
+        let mut peers = asked["peers"].as_array().cloned().unwrap_or_default().into_iter();
+        peers.any(|peer| peer["node"] == other && peer["live"] == true)
+    };
+    while !(sees(2, 3).await && sees(3, 2).await) {
+        assert!(began.elapsed() < TIMEOUT, "two nodes that moved do not find each other");
+    }
+    // They are a quorum without the one that knew both.
+    cluster.kill(1).await;
+    let put = ["table", "put", "color", "blue", "--timeout", "60"];
+    cluster.run(&put).await.ok();
+}
+
 /// Every replica goes to the node that joined, the catalog's included, from a node that runs and from one
 /// that is gone.
 #[tokio::test(flavor = "multi_thread")]

@@ -372,9 +372,21 @@ impl Supervised {
     /// Starts one of them at another port, unknown to the others.
     #[allow(dead_code, reason = "only some tests need it")]
     pub async fn restart_elsewhere(&mut self, node: u64) {
+        let others = self.addresses.clone();
+        self.restart_elsewhere_configured(node, others).await;
+    }
+
+    /// The same, with a configuration that says where the others were.
+    #[allow(dead_code, reason = "only some tests need it")]
+    pub async fn restart_elsewhere_configured(
+        &mut self,
+        node: u64,
+        mut all: BTreeMap<u64, String>,
+    ) {
         let (mut host, address) = self.spawn(node, "127.0.0.1:0", &[]).await;
+        all.insert(node, address.clone());
         assert_ne!(self.addresses.insert(node, address.clone()), Some(address));
-        host.order(&self.start_order()).await;
+        host.order(&start_order(&all)).await;
         host.report().await;
         self.hosts.insert(node, host);
     }
