@@ -68,7 +68,7 @@ impl Joined {
                 self.host.directory().remove(*node);
             }
         }
-        // Of two nodes that moved at the same time neither can greet the other; each told the catalog.
+        // Of two nodes that moved at the same time neither can greet the other; each named its address to the catalog.
         for (node, record) in view.nodes().iter().filter(|(node, _)| self.is_configured(**node)) {
             if self.host.config().peers.get(node).is_some_and(|known| **known != *record.address) {
                 self.host.node_is_said_to_be_at(*node, &record.address);

@@ -1,5 +1,5 @@
 //! Whole clusters from a seed: nodes are lost, return, join and are drained, orders take time, are refused or
-//! lost. In the end every loss that leaves a quorum is healed, and then nothing moves any more.
+//! lost. Eventually every loss that leaves a quorum is healed, and then nothing moves any more.
 
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
