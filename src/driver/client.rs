@@ -110,7 +110,15 @@ impl CatalogClient {
     /// # Errors
     /// [`CatalogError`].
     pub async fn apply(&self, operation: Operation) -> Result<Done, CatalogError> {
-        self.run(&Command::new(now_ms(), operation)).await
+        self.apply_at(now_ms(), operation).await
+    }
+
+    /// Has an operation carried out at this time, in Unix milliseconds: what it creates is recognized by it.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub async fn apply_at(&self, now_ms: u64, operation: Operation) -> Result<Done, CatalogError> {
+        self.run(&Command::new(now_ms, operation)).await
     }
 
     /// The revision of the catalog, at least as it is when this is called.

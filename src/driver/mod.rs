@@ -12,6 +12,7 @@
 //! | `planning`, `moves`, `reporter` | the planner's passes, its orders on a host, the reports to it |
 //! | `shard_map` | which shards there are, as the catalog has it |
 //! | [`drain`], [`drains`] | a node is emptied of its leaderships, and kept empty |
+//! | [`drain_doubts`] | drains that the catalog may have recorded or not |
 //! | [`versions`] | which versions of the cluster its nodes know, and when it is raised |
 //! | [`view`] | what one host knows of the cluster, as the planner wants it |
 //! | `service` | all of it over gRPC |
@@ -24,6 +25,7 @@ mod client;
 mod dirty_set;
 pub mod drain;
 mod drain_clocks;
+pub mod drain_doubts;
 pub mod drains;
 mod follower;
 mod founding;

@@ -1,7 +1,8 @@
 //! What commands end with that were done in part, or whose outcome is not known, and what they name.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -123,4 +124,38 @@ async fn what_makes_no_sense_is_refused_with_what_is_wrong() {
     let stays = node.run(&["leader", "transfer", SHARD, "--first-fit", "1"]).await.ok();
     assert!(stays.contains("is led by node 1 already"), "{stays}");
     node.stop().await;
+}
+
+/// The catalog's leader loses its quorum while it records a drain of its node: the entry may be committed
+/// when the others are back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_whose_record_is_in_doubt_is_ended_for_good() {
+    let directory = TempDir::new().unwrap();
+    let mut cluster = Supervised::start(directory.path(), 1, 1).await;
+    cluster.run(&["table", "put", "color", "red"]).await.ok();
+    cluster.run(&["leader", "transfer", "0", "1"]).await.ok();
+    let one = cluster.addresses()[&1].clone();
+    let at = ["--at", &one, "--json"];
+    for node in [2, 3] {
+        cluster.signal(node, Signal::STOP);
+    }
+    let begin = ["drain", "begin", "1", "--even-if-ineligible", "--no-wait", "--owner", "ann"];
+    let begun = run(&[&begin[..], &at].concat()).await;
+    assert_eq!(begun.code, 3, "{begun:?}");
+    assert!(begun.stderr.contains("whether the catalog recorded that is unknown"), "{begun:?}");
+    assert_eq!(begun.json()["in_doubt"], true, "{begun:?}");
+    let ended = run(&[&["drain", "end", "1"][..], &at].concat()).await;
+    assert_eq!(ended.code, 3, "{ended:?}");
+    assert!(ended.stderr.contains("run `shardhost drain end 1` again"), "{ended:?}");
+    for node in [2, 3] {
+        cluster.signal(node, Signal::CONT);
+    }
+    // The catalog answers again, and has applied everything that was under way.
+    cluster.run(&["drain", "end", "1", "--timeout", "60"]).await.ok();
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(3) {
+        let status = run(&[&["drain", "status", "1"][..], &at].concat()).await.json();
+        assert_eq!((&status["draining"], &status["in_doubt"]), (&json!(false), &json!(false)));
+    }
+    cluster.kill_all().await;
 }

@@ -115,12 +115,12 @@ async fn a_removed_node_is_gone_for_good_and_its_number_is_never_given_again() {
     let seed = servers.address(1).to_owned();
     let fourth = Node::joining(&data("fourth"), &["--join", &seed]).await;
     assert_eq!(fourth.number(), 4);
-    let listed = async |node| {
+    let listed = async |servers: &Servers, node| {
         let listed = servers.run(node, &["node", "list", "--json"]).await.json();
         let numbers = listed["nodes"].as_array().unwrap().iter();
         numbers.map(|node| node["node"].as_u64().unwrap()).collect::<Vec<_>>()
     };
-    servers.until("four nodes", || async { listed(1).await == [1, 2, 3, 4] }).await;
+    servers.until("four nodes", || async { listed(&servers, 1).await == [1, 2, 3, 4] }).await;
 
     let running = servers.run(1, &["node", "remove", "4"]).await;
     assert!(running.code == 1 && running.stderr.contains("node 4 runs"), "{running:?}");
@@ -132,16 +132,16 @@ async fn a_removed_node_is_gone_for_good_and_its_number_is_never_given_again() {
         removed.code == 0
     };
     servers.until("node 3 is seen to be gone", || silent()).await;
-    assert_eq!(listed(2).await, [1, 2, 4]);
+    assert_eq!(listed(&servers, 2).await, [1, 2, 4]);
     let again = servers.run(1, &["node", "remove", "3"]).await;
     assert!(again.code == 1 && again.stderr.contains("has no node 3"), "{again:?}");
     // One that holds replicas is not removed.
+    servers.kill(2).await;
     let busy = async || {
         let stopped = servers.run(1, &["node", "remove", "2"]).await;
         assert_eq!(stopped.code, 1, "{stopped:?}");
         stopped.stderr.contains("is a member of")
     };
-    servers.kill(2).await;
     servers.until("a refusal to remove a member", || busy()).await;
     servers.start(2, &[]);
     await_well(&servers).await;
