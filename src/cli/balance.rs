@@ -18,6 +18,7 @@ use shardhost_proto::balance::balance_client::BalanceClient;
 use super::ended::PARTLY;
 use super::output::{Column, number, table};
 use super::planner as planner_cli;
+use super::shown::shown;
 use super::target::{Node, Target, channel, in_time, said};
 
 /// Longest view: JSON of some hundred thousand groups.
@@ -204,7 +205,7 @@ async fn show_plan(why: Option<u64>, target: &Target) -> anyhow::Result<ExitCode
         println!("group {}: node {} to node {} ({})", step.group, step.from, step.to, step.tier);
     }
     for finding in &plan.summary.findings {
-        println!("note: {finding}");
+        println!("note: {}", shown(&finding.to_string()));
     }
     if let Some(missing) = missing(&looked) {
         println!("note: {missing}");

@@ -17,7 +17,7 @@ use tonic::transport::Channel;
 use super::catalog::Catalog;
 use super::change::confirmed;
 use super::ended::{PARTLY, partly};
-use super::output::{facts, number, span};
+use super::output::{Cell, facts, number, span};
 use super::reached;
 use super::target::{Node, Target, admin, all_groups, channel, in_time, said};
 
@@ -418,8 +418,9 @@ fn show(status: &DrainStatus, unled: Option<&Unled>, target: &Target) {
     }
     let stuck = status.undrainable.iter().take(SHOWN);
     let stuck: Vec<_> = stuck.map(|one| format!("group {}: {}", one.group, one.reason)).collect();
+    let mut rows: Vec<(_, Cell)> = rows.into_iter().map(|(name, is)| (name, is.into())).collect();
     if !stuck.is_empty() {
-        rows.push(("cannot go", stuck.join("\n")));
+        rows.push(("cannot go", Cell::of_lines(stuck)));
     }
     println!("{}", facts(rows));
 }

@@ -12,7 +12,7 @@ use super::advance_time::{AdvanceTimeArguments, advance_time};
 use super::change::{answered, confirmed, unconfirmed};
 use super::create::{CreateArguments, create};
 use super::ended::{PARTLY, code_of, partly};
-use super::output::{Column, facts, number, table, whole};
+use super::output::{Cell, Column, facts, number, table, whole};
 use super::place::{PlaceArguments, place};
 use super::requirement::{RequireArguments, require, requirement_json, requirement_text};
 use super::skip::{SkipArguments, skip};
@@ -266,7 +266,10 @@ fn applied(group: &GroupStatus) -> String {
     }
 }
 
-fn described(group: &GroupStatus) -> Vec<(&'static str, String)> {
+/// Where a group's members stand among what is said of it.
+const MEMBERS_AT: usize = 9;
+
+fn described(group: &GroupStatus) -> Vec<(&'static str, Cell)> {
     let members = members(group).iter().map(|member| {
         let role = role_of(member);
         format!("node {} (replica {}, {role})", member.node, member.replica)
@@ -281,7 +284,6 @@ fn described(group: &GroupStatus) -> Vec<(&'static str, String)> {
         ("committed", number(group.committed)),
         ("applied", applied(group)),
         ("configuration", config_of(group)),
-        ("members", members.collect::<Vec<_>>().join("\n")),
         ("requires", requirement_text(group.membership.as_ref())),
         ("state", state(group)),
     ];
@@ -305,6 +307,8 @@ fn described(group: &GroupStatus) -> Vec<(&'static str, String)> {
         let what = format!("node {node} created a group of this id with other members");
         rows.push(("contested", what));
     }
+    let mut rows: Vec<(_, Cell)> = rows.into_iter().map(|(name, is)| (name, is.into())).collect();
+    rows.insert(MEMBERS_AT, ("members", Cell::of_lines(members)));
     rows
 }
 

@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 use super::ended::senseless;
 use super::join::{Joining, Membership, join};
+use super::shown::shown;
 use super::supervised::{Order, Report};
 
 /// How long a supervised host waits for a port that its predecessor may still hold.
@@ -292,7 +293,8 @@ fn configuration(arguments: &ServeArguments) -> anyhow::Result<ServerConfig> {
     config.planner = arguments.planner.map_or(config.planner, Into::into);
     config.planner_warm_up = arguments.planner_warm_up.unwrap_or(config.planner_warm_up);
     config.planner_rest = arguments.planner_rest.unwrap_or(config.planner_rest);
-    config.cluster_version_max = arguments.cluster_version_max.unwrap_or(config.cluster_version_max);
+    config.cluster_version_max =
+        arguments.cluster_version_max.unwrap_or(config.cluster_version_max);
     config.consistency_check = arguments.consistency_check.unwrap_or(config.consistency_check);
     config.workers = arguments.workers.unwrap_or(config.workers);
     config.apply_threads = arguments.apply_threads.unwrap_or(config.apply_threads);
@@ -368,6 +370,7 @@ fn print_started(arguments: &ServeArguments, server: &Server) -> anyhow::Result<
         });
         writeln!(output, "{started}")?;
     } else {
+        let cluster = shown(cluster);
         writeln!(
             output,
             "node {node} of cluster {cluster} serves {groups} groups at {address}; stop it with \

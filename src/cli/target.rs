@@ -15,6 +15,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic_types::StatusExt;
 
 use super::ended::senseless;
+use super::shown::shown;
 
 /// How long one node may take for one answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
@@ -280,13 +281,15 @@ pub async fn all_groups(
 /// What a node refused, without the wrapping: its words, and the name of the reason.
 pub fn said(address: &str, status: &tonic::Status) -> anyhow::Error {
     let details = status.get_error_details();
+    // It may quote what clients and other operators said.
+    let words = shown(status.message());
     match (status.code(), details.error_info()) {
         (_, Some(info)) if info.reason == "UNKNOWN_KIND" => {
-            senseless(format!("{address}: {} [{}]", status.message(), info.reason))
+            senseless(format!("{address}: {words} [{}]", info.reason))
         }
-        (_, Some(info)) => anyhow::anyhow!("{address}: {} [{}]", status.message(), info.reason),
+        (_, Some(info)) => anyhow::anyhow!("{address}: {words} [{}]", info.reason),
         // A node that gives a cause was reached.
         (tonic::Code::Unavailable, None) => anyhow::anyhow!("{address} cannot be reached"),
-        (_, None) => anyhow::anyhow!("{address}: {}", status.message()),
+        (_, None) => anyhow::anyhow!("{address}: {words}"),
     }
 }
