@@ -159,3 +159,66 @@ async fn a_drain_whose_record_is_in_doubt_is_ended_for_good() {
     }
     cluster.kill_all().await;
 }
+
+/// Half of the shards serve no users: they are waited for together, and hold up no message.
+#[tokio::test(flavor = "multi_thread")]
+async fn shards_of_a_queue_that_do_not_serve_are_waited_for_side_by_side() {
+    let directory = TempDir::new().unwrap();
+    let node = Node::start(&directory.path().display().to_string(), &["--queues", "8"]).await;
+    for key in 0..40 {
+        node.run(&["queue", "send", &format!("key {key}"), "a body"]).await.ok();
+    }
+    for shard in [2_000_000, 2_000_002, 2_000_004, 2_000_006] {
+        let group = shard.to_string();
+        node.run(&["group", "require", &group, "gpu", "--even-if-ineligible"]).await.ok();
+        node.await_text(&["group", "show", &group], &["serves no users"]).await;
+    }
+    for command in ["peek", "receive"] {
+        let began = Instant::now();
+        let limit = if command == "peek" { ["--limit", "1000"] } else { ["--max", "1000"] };
+        let arguments = [&["queue", command, "--timeout", "3", "--json"][..], &limit].concat();
+        let ended = node.run(&arguments).await;
+        assert_eq!(ended.code, 3, "{ended:?}");
+        assert!(began.elapsed() < Duration::from_secs(9), "{:?}", began.elapsed());
+        let shown = ended.json();
+        assert!(!shown["messages"].as_array().unwrap().is_empty(), "{shown}");
+        let failed: Vec<&String> = shown["failed"].as_object().unwrap().keys().collect();
+        assert_eq!(failed, ["0", "2", "4", "6"], "{shown}");
+    }
+    node.run(&["queue", "send", "key 1", "another"]).await;
+    // A message is printed before the others have failed.
+    let peek = ["queue", "peek", "--limit", "1000", "--timeout", "60"];
+    let mut waiting = node.begin(&peek);
+    let began = Instant::now();
+    waiting.await_line("a body").await;
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+    waiting.signal(Signal::KILL);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_that_lost_a_voter_is_a_finding() {
+    let directory = TempDir::new().unwrap();
+    let mut cluster = Supervised::start(directory.path(), 1, 1).await;
+    cluster.run(&["table", "put", "color", "red"]).await.ok();
+    let found = async |words: &str| {
+        let began = Instant::now();
+        loop {
+            let status = cluster.run(&["status", "--json"]).await;
+            let shown = status.json();
+            let findings = shown["findings"].as_array().unwrap();
+            if findings.iter().any(|line| line.as_str().unwrap().contains(words)) {
+                assert_eq!(status.code, 1, "{status:?}");
+                return;
+            }
+            assert!(began.elapsed() < TIMEOUT, "{shown}");
+        }
+    };
+    cluster.change_member("remove", SHARD, 3).await;
+    found("group 1000000 has 2 voters, and was created with 3: `shardhost member add 1000000 3`")
+        .await;
+    cluster.change_member("add", SHARD, 3).await;
+    cluster.run(&["member", "demote", SHARD, "3", "--timeout", "60"]).await;
+    found("`shardhost member promote 1000000 3` gives its learner a vote").await;
+    cluster.kill_all().await;
+}
