@@ -49,6 +49,7 @@ use parking_lot::Mutex;
 use shardhost_groups::machine::StateMachine;
 use shardhost_groups::selector::GroupSelector;
 use shardhost_groups::{GroupId, NodeId, OpenGroupError};
+use shardhost_proto::limits::wait_of;
 use shardhost_proto::system::system_server::SystemServer;
 use shardhost_proto::{balance, system as wire};
 use tokio::sync::watch;
@@ -268,7 +269,7 @@ impl System {
     /// Waits until a replica of a group is open on this host, or parked, or until nothing is left
     /// of one; false: that takes longer. One that the log holds may not be open yet.
     pub async fn await_replica(&self, group: GroupId, held: bool, within: Duration) -> bool {
-        let deadline = tokio::time::Instant::now() + within;
+        let deadline = tokio::time::Instant::now() + wait_of(within);
         let mut ticks = tokio::time::interval(Duration::from_millis(10));
         loop {
             ticks.tick().await;
