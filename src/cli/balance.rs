@@ -19,7 +19,7 @@ use super::ended::PARTLY;
 use super::output::{Column, number, table};
 use super::planner as planner_cli;
 use super::shown::shown;
-use super::target::{Node, Target, channel, in_time, said};
+use super::target::{Node, Target, channel, promptly, said};
 
 /// Longest view: JSON of some hundred thousand groups.
 const MAX_VIEW_BYTES: usize = 128 * 1024 * 1024;
@@ -185,7 +185,7 @@ async fn view_of(address: &str) -> anyhow::Result<Option<(Node, Snapshot)>> {
     let Ok(node) = Node::connect(address).await else { return Ok(None) };
     let client = BalanceClient::new(channel(address)?);
     let mut client = client.max_decoding_message_size(MAX_VIEW_BYTES);
-    let view = in_time(address, client.view(ViewRequest {})).await?;
+    let view = promptly(address, client.view(ViewRequest {})).await?;
     let view = serde_json::from_slice(&view.snapshot)
         .with_context(|| format!("{address} gives a view that cannot be read"))?;
     Ok(Some((node, view)))

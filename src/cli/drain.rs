@@ -19,7 +19,7 @@ use super::change::confirmed;
 use super::ended::{PARTLY, partly};
 use super::output::{Cell, facts, number, span};
 use super::reached;
-use super::target::{Node, Target, admin, all_groups, channel, in_time, said};
+use super::target::{Node, Target, admin, all_groups, channel, promptly, said};
 
 /// Between two looks at how far a drain is.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -162,7 +162,7 @@ async fn begin(
     };
     while wait && goes_on(&status) {
         tokio::time::sleep(LOOK_EVERY).await;
-        let looked = in_time(&address, balance.get_drain(GetDrainRequest {})).await;
+        let looked = promptly(&address, balance.get_drain(GetDrainRequest {})).await;
         status = looked.map_err(|error| {
             partly(format!("node {node} was ordered to drain, how far it is is unknown: {error:#}"))
         })?;
@@ -214,7 +214,7 @@ impl Unled {
         let deadline = Instant::now() + NEWS_PATIENCE;
         let groups = loop {
             let mut admin = admin(address)?;
-            let listed = in_time(address, all_groups(&mut admin)).await?;
+            let listed = promptly(address, all_groups(&mut admin)).await?;
             let unled =
                 listed.iter().filter(|group| group.leader_node == 0 && group.fault.is_empty());
             match unled.count() as u64 {

@@ -16,7 +16,7 @@ use super::output::{Cell, Column, facts, number, table, whole};
 use super::place::{PlaceArguments, place};
 use super::requirement::{RequireArguments, require, requirement_json, requirement_text};
 use super::skip::{SkipArguments, skip};
-use super::target::{Target, all_groups, in_time};
+use super::target::{Target, all_groups, promptly};
 
 /// What to do.
 #[derive(Debug, Subcommand)]
@@ -185,7 +185,7 @@ fn is_readable_and_failed(status: &GroupStatus) -> bool {
 
 async fn list(target: &Target) -> anyhow::Result<()> {
     let mut node = target.node().await?;
-    let groups = in_time(&node.address, all_groups(&mut node.admin)).await?;
+    let groups = promptly(&node.address, all_groups(&mut node.admin)).await?;
     if target.json {
         let groups: Vec<Value> = groups.iter().map(group_json).collect();
         println!("{}", json!({ "node": node.status.node, "groups": groups }));

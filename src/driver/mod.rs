@@ -55,7 +55,7 @@ use shardhost_proto::{balance, system as wire};
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-pub use self::client::{CatalogClient, CatalogError};
+pub use self::client::{ANSWERS_WITHIN, CatalogClient, CatalogError};
 pub use self::drain::{Drain, DrainOptions, DrainProgress, DrainState, Fallback};
 use self::drains::Drains;
 pub use self::reconciler::life_of;
@@ -352,7 +352,7 @@ async fn fresh_view(
     view: &mut watch::Receiver<CatalogView>,
 ) -> Result<Arc<View>, CatalogError> {
     let revision = client.revision().await?;
-    view_at(client, view, revision).await
+    view_at(client, view, revision).await.map_err(|error| client.not_read(error))
 }
 
 /// The catalog as this host knows it, once it knows this revision.

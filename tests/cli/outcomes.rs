@@ -147,6 +147,11 @@ async fn a_drain_whose_record_is_in_doubt_is_ended_for_good() {
     let ended = run(&[&["drain", "end", "1"][..], &at].concat()).await;
     assert_eq!(ended.code, 3, "{ended:?}");
     assert!(ended.stderr.contains("run `shardhost drain end 1` again"), "{ended:?}");
+    // What is only looked at has no outcome, and the node that was asked answers.
+    let listed = run(&[&["node", "list"][..], &at].concat()).await;
+    assert!(listed.code == 1 && listed.stderr.contains("CATALOG_UNREACHABLE"), "{listed:?}");
+    let looked = run(&[&["drain", "status", "2"][..], &at].concat()).await;
+    assert!(looked.code == 1 && !looked.stderr.contains("takes effect"), "{looked:?}");
     for node in [2, 3] {
         cluster.signal(node, Signal::CONT);
     }
