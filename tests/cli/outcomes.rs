@@ -18,6 +18,12 @@ async fn what_waits_for_a_node_that_is_down_is_named_and_ends_with_3() {
     cluster.run(&["table", "put", "color", "red"]).await.ok();
     what_was_recorded_is_shown_wherever_one_asks(&mut cluster).await;
     cluster.kill(4).await;
+    let alone = ["group", "create", "78", "--kind", "table", "--voters", "4"];
+    let nowhere = cluster.run(&alone).await;
+    assert_eq!(nowhere.code, 1, "{nowhere:?}");
+    assert!(nowhere.stderr.contains("nothing was created or recorded"), "{nowhere:?}");
+    let nobody = cluster.run(&["member", "replace", SHARD, "9", "1"]).await;
+    assert!(nobody.code == 1 && nobody.stderr.contains("has no node 9"), "{nobody:?}");
     a_group_is_created_without_a_voter_that_is_down(&cluster).await;
     a_replacement_goes_on_and_another_one_is_told_of_it(&cluster).await;
     cluster.restart(4).await;
