@@ -33,9 +33,7 @@ impl Kind {
     fn no_answer(self, what: &str) -> anyhow::Error {
         let advice = "`shardhost group show 0` says whether the system group is led";
         match self {
-            Self::Change => {
-                partly(format!("{what}: whether it takes effect is unknown; {advice}"))
-            }
+            Self::Change => partly(format!("{what}: whether it takes effect is unknown; {advice}")),
             Self::Question => anyhow::anyhow!("{what}; {advice}"),
         }
     }

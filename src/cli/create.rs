@@ -9,6 +9,7 @@ use tonic::Code;
 use super::change::{answered, is_refused, unconfirmed};
 use super::ended::{PARTLY, code_of, partly, senseless};
 use super::group::{group_json, members};
+use super::output::whole_in;
 use super::target::{Node, Target};
 
 /// Which group, and where.
@@ -23,7 +24,7 @@ pub struct CreateArguments {
     #[arg(long, value_delimiter = ',', required = true)]
     voters: Vec<u64>,
     /// How many lives the group had before, all destroyed.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = whole_in::<u32>(0..=u64::from(u32::MAX)))]
     incarnation: u32,
     #[command(flatten)]
     target: Target,

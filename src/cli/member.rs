@@ -118,7 +118,7 @@ pub struct Change {
 #[group(multiple = false)]
 pub struct WhenCaughtUp {
     /// At most so many entries behind the leader. The default is 1,024.
-    #[arg(long, value_name = "ENTRIES")]
+    #[arg(long, value_name = "ENTRIES", value_parser = whole)]
     max_lag: Option<u64>,
     /// At least everything up to this index.
     #[arg(long, value_name = "INDEX", value_parser = whole)]

@@ -151,6 +151,18 @@ pub fn whole(text: &str) -> Result<u64, String> {
     }
 }
 
+/// The same within bounds.
+pub fn whole_in<N: TryFrom<u64>>(
+    bounds: std::ops::RangeInclusive<u64>,
+) -> impl Fn(&str) -> Result<N, String> + Clone {
+    move |text| {
+        let value = whole(text)?;
+        let kept = Some(value).filter(|value| bounds.contains(value));
+        let kept = kept.and_then(|value| N::try_from(value).ok());
+        kept.ok_or_else(|| format!("it is not in {}..={}", bounds.start(), bounds.end()))
+    }
+}
+
 /// Microseconds as milliseconds; nothing for none.
 pub fn millis(micros: u64) -> String {
     match micros {
@@ -211,6 +223,16 @@ mod tests {
         for wrong in ["", "1,17", ",1", "1.176", "-1", "1,,176", "18446744073709551616"] {
             assert!(whole(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn numbers_with_bounds_can_be_typed_as_they_are_printed() {
+        let parse = whole_in::<u32>(1..=10_000);
+        assert_eq!((parse("1,000"), parse("10000")), (Ok(1_000), Ok(10_000)));
+        for wrong in ["0", "10,001", "1,00", "-1", ""] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+        assert!(whole_in::<u32>(0..=u64::MAX)("4294967296").is_err());
     }
 
     #[test]

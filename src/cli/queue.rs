@@ -18,7 +18,7 @@ use shardhost_proto::limits::MAX_RECEIVE;
 
 use self::gather::{Bounds, Failure, Failures, News};
 use super::ended::{PARTLY, partly};
-use super::output::{Column, bytes_json, number, table, text, whole};
+use super::output::{Column, bytes_json, number, table, text, whole, whole_in};
 use super::target::Target;
 
 /// What to do.
@@ -68,7 +68,7 @@ pub enum Command {
         #[arg(long, value_name = "SEQUENCE", default_value = "0", value_parser = whole)]
         from: u64,
         /// How many at most.
-        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        #[arg(long, default_value_t = 10, value_parser = whole_in::<u32>(1..=10_000))]
         limit: u32,
         #[command(flatten)]
         target: Target,
@@ -106,7 +106,7 @@ pub struct ReceiveArguments {
     #[arg(long, value_name = "KEY", value_parser = NonEmptyStringValueParser::new())]
     partition_key: Option<String>,
     /// How many at most.
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_RECEIVE)))]
+    #[arg(long, default_value_t = 10, value_parser = whole_in::<u32>(1..=u64::from(MAX_RECEIVE)))]
     max: u32,
     /// How long others do not see them, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=43_200))]

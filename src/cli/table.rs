@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use shardhost::NodeId;
 use shardhost_proto::limits::MAX_SCAN_LIMIT;
 
-use super::output::{Column, bytes_json, table, text};
+use super::output::{Column, bytes_json, table, text, whole_in};
 use super::shown::{lines, shown};
 use super::target::Target;
 
@@ -59,7 +59,7 @@ pub enum Command {
         #[arg(long, default_value = "")]
         to: String,
         /// How many at most.
-        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_SCAN_LIMIT)))]
+        #[arg(long, default_value_t = 100, value_parser = whole_in::<u32>(1..=u64::from(MAX_SCAN_LIMIT)))]
         limit: u32,
         #[command(flatten)]
         target: Target,
