@@ -386,6 +386,28 @@ async fn a_client_that_reads_no_replies_is_not_read_either() {
     cluster.stop().await;
 }
 
+/// Whoever does not want to wait in vain says so with the longest time there is.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_longest_deadline_is_one() {
+    let cluster = Cluster::start().await;
+    let options = ClientOptions {
+        deadline: Duration::MAX,
+        attempt_timeout: Duration::MAX,
+        connect_timeout: Duration::MAX,
+        max_waiting: usize::MAX,
+        ..ClientOptions::default()
+    };
+    let client = Client::connect(cluster.0.addresses.values().cloned(), options).await.unwrap();
+    let table = client.table();
+    let written = table.put("color", "red").await.unwrap();
+    assert_eq!(table.get("color").await.unwrap().as_deref(), Some(&b"red"[..]));
+    let group = table.group_of(b"color").unwrap();
+    let index = LogIndex::new(written.index);
+    client.wait_applied(NodeId::must(1), group, index, Duration::MAX).await.unwrap();
+    assert!(cluster.0.running[&1].await_shards(Duration::MAX).await);
+    cluster.stop().await;
+}
+
 #[tokio::test]
 async fn connecting_to_nobody_says_so() {
     // A port that was free a moment ago.

@@ -6,7 +6,7 @@ use serde_json::json;
 use shardhost_proto::admin::AdvanceTimeRequest;
 
 use super::change::confirmed;
-use super::output::number;
+use super::output::{number, whole_in};
 use super::target::Target;
 
 /// By how much, and where.
@@ -16,7 +16,7 @@ pub struct AdvanceTimeArguments {
     group: u64,
     /// Messages whose visibility ends within so many seconds are received again at once, and ids for
     /// de-duplication are forgotten so much earlier. It cannot be undone.
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=43_200))]
+    #[arg(long, value_name = "SECONDS", value_parser = whole_in::<u64>(1..=43_200))]
     by: u64,
     #[command(flatten)]
     target: Target,

@@ -18,7 +18,8 @@ use shardhost_proto::balance::balance_client::BalanceClient;
 use super::ended::PARTLY;
 use super::output::{Column, number, table};
 use super::planner as planner_cli;
-use super::target::{Node, Target, channel, in_time, said};
+use super::shown::shown;
+use super::target::{Node, Target, channel, promptly, said};
 
 /// Longest view: JSON of some hundred thousand groups.
 const MAX_VIEW_BYTES: usize = 128 * 1024 * 1024;
@@ -184,7 +185,7 @@ async fn view_of(address: &str) -> anyhow::Result<Option<(Node, Snapshot)>> {
     let Ok(node) = Node::connect(address).await else { return Ok(None) };
     let client = BalanceClient::new(channel(address)?);
     let mut client = client.max_decoding_message_size(MAX_VIEW_BYTES);
-    let view = in_time(address, client.view(ViewRequest {})).await?;
+    let view = promptly(address, client.view(ViewRequest {})).await?;
     let view = serde_json::from_slice(&view.snapshot)
         .with_context(|| format!("{address} gives a view that cannot be read"))?;
     Ok(Some((node, view)))
@@ -204,7 +205,7 @@ async fn show_plan(why: Option<u64>, target: &Target) -> anyhow::Result<ExitCode
         println!("group {}: node {} to node {} ({})", step.group, step.from, step.to, step.tier);
     }
     for finding in &plan.summary.findings {
-        println!("note: {finding}");
+        println!("note: {}", shown(&finding.to_string()));
     }
     if let Some(missing) = missing(&looked) {
         println!("note: {missing}");

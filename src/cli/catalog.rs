@@ -18,10 +18,28 @@ use tonic::transport::Channel;
 
 use super::change::{is_not_sent, unconfirmed};
 use super::ended::partly;
-use super::target::{Node, Target, channel, in_time};
+use super::target::{Node, Target, channel, promptly, said};
 
 /// Between two tries to find who leads.
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// Whether a command changes anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Change,
+    /// It has no outcome that could be unknown.
+    Question,
+}
+
+impl Kind {
+    fn no_answer(self, what: &str) -> anyhow::Error {
+        let advice = "`shardhost group show 0` says whether the system group is led";
+        match self {
+            Self::Change => partly(format!("{what}: whether it takes effect is unknown; {advice}")),
+            Self::Question => anyhow::anyhow!("{what}; {advice}"),
+        }
+    }
+}
 
 /// The catalog of a cluster.
 #[derive(Debug)]
@@ -43,17 +61,17 @@ impl<'a> Catalog<'a> {
         operation: Operation,
     ) -> anyhow::Result<Done> {
         let now_ms = wall_clock::now_ms();
-        self.run(&Command { now_ms, expected, operation }).await
+        self.run(&Command { now_ms, expected, operation }, Kind::Change).await
     }
 
     /// Whether it can be changed: it carries out what changes nothing. Returns its revision, at least as it
     /// was when this was called.
     pub async fn check(&self) -> anyhow::Result<Revision> {
         // At time 0 nothing is due.
-        Ok(self.run(&Command::new(0, Operation::Tick)).await?.revision)
+        Ok(self.run(&Command::new(0, Operation::Tick), Kind::Question).await?.revision)
     }
 
-    async fn run(&self, command: &Command) -> anyhow::Result<Done> {
+    async fn run(&self, command: &Command, kind: Kind) -> anyhow::Result<Done> {
         command.check()?;
         let command = command.encode();
         let deadline = Instant::now() + self.target.timeout();
@@ -62,11 +80,8 @@ impl<'a> Catalog<'a> {
             let mut client = client(&address)?;
             let answer = client.propose(ProposeRequest { command: command.clone(), founding: 0 });
             let Ok(answer) = tokio::time::timeout_at(deadline, answer).await else {
-                return Err(partly(format!(
-                    "{address} gives no answer within {:?}: whether it takes effect is unknown; \
-                     `shardhost group show 0` says whether the system group is led",
-                    self.target.timeout()
-                )));
+                let within = self.target.timeout();
+                return Err(kind.no_answer(&format!("{address} gives no answer within {within:?}")));
             };
             let answer = match answer {
                 Ok(answer) => answer.into_inner(),
@@ -76,7 +91,12 @@ impl<'a> Catalog<'a> {
                     tokio::time::sleep(PAUSE).await;
                     continue;
                 }
-                Err(status) => return Err(unconfirmed(&address, &status)),
+                Err(status) => {
+                    return Err(match kind {
+                        Kind::Change => unconfirmed(&address, &status),
+                        Kind::Question => kind.no_answer(&said(&address, &status).to_string()),
+                    });
+                }
             };
             match self.read(answer)? {
                 Ok(bytes) => return Ok(decode_reply(&bytes)?),
@@ -144,7 +164,7 @@ impl<'a> Catalog<'a> {
 
     async fn query_at(&self, address: &str, query: &Bytes) -> anyhow::Result<Answer> {
         let request = QueryRequest { query: query.clone(), founding: 0 };
-        let answer = in_time(address, client(address)?.query(request)).await?;
+        let answer = promptly(address, client(address)?.query(request)).await?;
         match self.read(answer)? {
             Ok(bytes) => Ok(Answer::decode(&bytes)?),
             Err(elsewhere) => bail!("{address}: {}", elsewhere.reason),
@@ -161,4 +181,20 @@ impl<'a> Catalog<'a> {
 
 fn client(address: &str) -> anyhow::Result<SystemClient<Channel>> {
     Ok(SystemClient::new(channel(address)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ended::{PARTLY, code_of};
+
+    #[test]
+    fn only_a_change_has_an_outcome_that_is_unknown() {
+        let change = Kind::Change.no_answer("n1 gives no answer within 1s");
+        assert_eq!(code_of(&change), PARTLY);
+        assert!(change.to_string().contains("whether it takes effect is unknown"), "{change}");
+        let question = Kind::Question.no_answer("n1 gives no answer within 1s");
+        assert_eq!(code_of(&question), 1);
+        assert!(!question.to_string().contains("takes effect"), "{question}");
+    }
 }

@@ -9,6 +9,7 @@ use tonic::Code;
 use super::change::{answered, is_refused, unconfirmed};
 use super::ended::{PARTLY, code_of, partly, senseless};
 use super::group::{group_json, members};
+use super::output::whole_in;
 use super::target::{Node, Target};
 
 /// Which group, and where.
@@ -23,7 +24,7 @@ pub struct CreateArguments {
     #[arg(long, value_delimiter = ',', required = true)]
     voters: Vec<u64>,
     /// How many lives the group had before, all destroyed.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = whole_in::<u32>(0..=u64::from(u32::MAX)))]
     incarnation: u32,
     #[command(flatten)]
     target: Target,
@@ -117,13 +118,16 @@ impl Asked {
     fn lacking(&self) -> Option<String> {
         let one = |(node, why): (&u64, &anyhow::Error)| format!("node {node} ({why:#})");
         let all: Vec<String> = self.open.iter().map(one).collect();
-        (!all.is_empty()).then(|| {
-            format!(
-                "no replica was confirmed by {}: a cluster with a catalog makes it when that node is back, in \
-                 one without run this again then",
-                all.join(", ")
-            )
-        })
+        let then = match (self.changed_nothing(), self.done.is_empty()) {
+            (true, _) => "nothing was created or recorded: run this again when one of them answers",
+            (false, true) => {
+                "whether the group was recorded is unknown: run this again when one of them answers"
+            }
+            (false, false) => {
+                "a cluster with a catalog makes it when that node is back, in one without run this again then"
+            }
+        };
+        (!all.is_empty()).then(|| format!("no replica was confirmed by {}: {then}", all.join(", ")))
     }
 }
 
@@ -177,6 +181,24 @@ mod tests {
     use shardhost_proto::log::{Member, Membership};
 
     use super::*;
+
+    #[test]
+    fn a_replica_that_is_missing_comes_later_only_if_the_group_was_recorded() {
+        let asked = |done: &[u64], error: anyhow::Error| Asked {
+            done: done.to_vec(),
+            open: [(3, error)].into(),
+        };
+        let silent = || anyhow::anyhow!("10.0.0.3:7400 cannot be reached");
+        for (asked, words) in [
+            (asked(&[], silent()), "nothing was created or recorded"),
+            (asked(&[], partly("no answer")), "whether the group was recorded is unknown"),
+            (asked(&[1, 2], silent()), "makes it when that node is back"),
+        ] {
+            let lacking = asked.lacking().unwrap();
+            assert!(lacking.contains(words), "{lacking}");
+        }
+        assert_eq!(Asked { done: vec![1], ..Asked::default() }.lacking(), None);
+    }
 
     #[test]
     fn another_group_of_the_number_is_no_success() {

@@ -17,9 +17,9 @@ use tonic::transport::Channel;
 use super::catalog::Catalog;
 use super::change::confirmed;
 use super::ended::{PARTLY, partly};
-use super::output::{facts, number, span};
+use super::output::{Cell, facts, number, span};
 use super::reached;
-use super::target::{Node, Target, admin, all_groups, channel, in_time, said};
+use super::target::{Node, Target, admin, all_groups, channel, promptly, said};
 
 /// Between two looks at how far a drain is.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -162,14 +162,21 @@ async fn begin(
     };
     while wait && goes_on(&status) {
         tokio::time::sleep(LOOK_EVERY).await;
-        let looked = in_time(&address, balance.get_drain(GetDrainRequest {})).await;
+        let looked = promptly(&address, balance.get_drain(GetDrainRequest {})).await;
         status = looked.map_err(|error| {
             partly(format!("node {node} was ordered to drain, how far it is is unknown: {error:#}"))
         })?;
     }
-    if let Some(missing) = wait.then(|| what_is_missing(&status)).flatten() {
+    let missing = wait.then(|| what_is_missing(&status)).flatten();
+    let doubt = status.in_doubt.then(|| in_doubt(node));
+    if missing.is_some() || doubt.is_some() {
         show(&status, None, target);
-        bail!(missing);
+    }
+    match (missing, doubt) {
+        (Some(missing), Some(doubt)) => return Err(partly(format!("{missing}; {doubt}"))),
+        (None, Some(doubt)) => return Err(partly(format!("partly done: {doubt}"))),
+        (Some(missing), None) => bail!(missing),
+        (None, None) => {}
     }
     let unled = match wait {
         true => Unled::look(&address, target).await?,
@@ -183,6 +190,14 @@ async fn begin(
         }
         None => ExitCode::SUCCESS,
     })
+}
+
+/// What is unknown of a drain whose record in the catalog was not confirmed.
+fn in_doubt(node: u64) -> String {
+    format!(
+        "node {node} was ordered to drain, and whether the catalog recorded that is unknown. If it did, the \
+         drain outlives the node's process: `shardhost drain status {node}` says so once the catalog answers"
+    )
 }
 
 /// Groups without a leader on a node that was emptied.
@@ -199,7 +214,7 @@ impl Unled {
         let deadline = Instant::now() + NEWS_PATIENCE;
         let groups = loop {
             let mut admin = admin(address)?;
-            let listed = in_time(address, all_groups(&mut admin)).await?;
+            let listed = promptly(address, all_groups(&mut admin)).await?;
             let unled =
                 listed.iter().filter(|group| group.leader_node == 0 && group.fault.is_empty());
             match unled.count() as u64 {
@@ -331,6 +346,22 @@ const fn word(status: &DrainStatus) -> &'static str {
     }
 }
 
+/// The record of a drain in the catalog was not confirmed.
+const IN_DOUBT: &str =
+    "unknown: the catalog may have a drain of this node that the node does not know of";
+
+/// How long a drain lasts, as far as the node knows.
+fn lasts(status: &DrainStatus) -> String {
+    match (status.durable, status.expires_in_ms) {
+        (false, _) if status.in_doubt => {
+            "until it is ended; whether it ends when the node stops is unknown".to_owned()
+        }
+        (false, _) => "until it is ended, or the node stops".to_owned(),
+        (true, None) => "until it is ended, or expires".to_owned(),
+        (true, Some(left)) => format!("until it is ended, or expires in {}", span(left)),
+    }
+}
+
 fn show(status: &DrainStatus, unled: Option<&Unled>, target: &Target) {
     let word = if unled.is_some() { "partly done" } else { word(status) };
     if target.json {
@@ -351,6 +382,7 @@ fn show(status: &DrainStatus, unled: Option<&Unled>, target: &Target) {
             "elapsed_ms": status.elapsed_ms,
             "undrainable": undrainable,
             "durable": status.durable,
+            "in_doubt": status.in_doubt,
             "expires_in_ms": status.expires_in_ms,
             "answers": true,
             "groups_without_leader": unled.map(|unled| unled.groups),
@@ -360,11 +392,14 @@ fn show(status: &DrainStatus, unled: Option<&Unled>, target: &Target) {
     }
     let takes = if status.draining { "takes no leaderships" } else { "takes leaderships" };
     if status.state() == State::Unspecified {
-        let rows = [
+        let mut rows = vec![
             ("node", format!("{}, {takes}", status.node)),
             ("drain", word.to_owned()),
             ("leads", number(status.left)),
         ];
+        if status.in_doubt {
+            rows.push(("recorded", IN_DOUBT.to_owned()));
+        }
         return println!("{}", facts(rows));
     }
     let mut rows = vec![
@@ -376,17 +411,16 @@ fn show(status: &DrainStatus, unled: Option<&Unled>, target: &Target) {
     ];
     if !status.owner.is_empty() {
         rows.insert(2, ("asked by", status.owner.clone()));
-        let lasts = match (status.durable, status.expires_in_ms) {
-            (false, _) => "until it is ended, or the node stops".to_owned(),
-            (true, None) => "until it is ended, or expires".to_owned(),
-            (true, Some(left)) => format!("until it is ended, or expires in {}", span(left)),
-        };
-        rows.insert(3, ("lasts", lasts));
+        rows.insert(3, ("lasts", lasts(status)));
+    }
+    if status.in_doubt {
+        rows.push(("recorded", IN_DOUBT.to_owned()));
     }
     let stuck = status.undrainable.iter().take(SHOWN);
     let stuck: Vec<_> = stuck.map(|one| format!("group {}: {}", one.group, one.reason)).collect();
+    let mut rows: Vec<(_, Cell)> = rows.into_iter().map(|(name, is)| (name, is.into())).collect();
     if !stuck.is_empty() {
-        rows.push(("cannot go", stuck.join("\n")));
+        rows.push(("cannot go", Cell::of_lines(stuck)));
     }
     println!("{}", facts(rows));
 }
@@ -412,5 +446,13 @@ mod tests {
             let missing = what_is_missing(&status(state, left, draining)).unwrap();
             assert!(missing.contains(words), "{missing}");
         }
+    }
+
+    #[test]
+    fn a_drain_whose_record_is_in_doubt_is_not_said_to_end_with_the_node() {
+        let known = status(State::Done, 0, true);
+        assert_eq!(lasts(&known), "until it is ended, or the node stops");
+        let doubtful = DrainStatus { in_doubt: true, ..known };
+        assert!(lasts(&doubtful).contains("is unknown"), "{}", lasts(&doubtful));
     }
 }

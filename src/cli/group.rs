@@ -12,11 +12,11 @@ use super::advance_time::{AdvanceTimeArguments, advance_time};
 use super::change::{answered, confirmed, unconfirmed};
 use super::create::{CreateArguments, create};
 use super::ended::{PARTLY, code_of, partly};
-use super::output::{Column, facts, number, table, whole};
+use super::output::{Cell, Column, facts, number, table, whole};
 use super::place::{PlaceArguments, place};
 use super::requirement::{RequireArguments, require, requirement_json, requirement_text};
 use super::skip::{SkipArguments, skip};
-use super::target::{Target, all_groups, in_time};
+use super::target::{Target, all_groups, promptly};
 
 /// What to do.
 #[derive(Debug, Subcommand)]
@@ -185,7 +185,7 @@ fn is_readable_and_failed(status: &GroupStatus) -> bool {
 
 async fn list(target: &Target) -> anyhow::Result<()> {
     let mut node = target.node().await?;
-    let groups = in_time(&node.address, all_groups(&mut node.admin)).await?;
+    let groups = promptly(&node.address, all_groups(&mut node.admin)).await?;
     if target.json {
         let groups: Vec<Value> = groups.iter().map(group_json).collect();
         println!("{}", json!({ "node": node.status.node, "groups": groups }));
@@ -266,7 +266,10 @@ fn applied(group: &GroupStatus) -> String {
     }
 }
 
-fn described(group: &GroupStatus) -> Vec<(&'static str, String)> {
+/// Where a group's members stand among what is said of it.
+const MEMBERS_AT: usize = 9;
+
+fn described(group: &GroupStatus) -> Vec<(&'static str, Cell)> {
     let members = members(group).iter().map(|member| {
         let role = role_of(member);
         format!("node {} (replica {}, {role})", member.node, member.replica)
@@ -281,7 +284,6 @@ fn described(group: &GroupStatus) -> Vec<(&'static str, String)> {
         ("committed", number(group.committed)),
         ("applied", applied(group)),
         ("configuration", config_of(group)),
-        ("members", members.collect::<Vec<_>>().join("\n")),
         ("requires", requirement_text(group.membership.as_ref())),
         ("state", state(group)),
     ];
@@ -305,6 +307,8 @@ fn described(group: &GroupStatus) -> Vec<(&'static str, String)> {
         let what = format!("node {node} created a group of this id with other members");
         rows.push(("contested", what));
     }
+    let mut rows: Vec<(_, Cell)> = rows.into_iter().map(|(name, is)| (name, is.into())).collect();
+    rows.insert(MEMBERS_AT, ("members", Cell::of_lines(members)));
     rows
 }
 

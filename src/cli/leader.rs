@@ -8,7 +8,7 @@ use shardhost_proto::admin::{TransferLeaderRequest, TransferLeaderToFitRequest};
 use tonic::Code;
 
 use super::change::{answered, confirmed, unconfirmed};
-use super::output::millis;
+use super::output::{millis, whole};
 use super::target::Target;
 use super::why::why;
 
@@ -26,7 +26,7 @@ pub enum Command {
         #[arg(long, value_name = "NODES", value_delimiter = ',', conflicts_with = "to")]
         first_fit: Vec<u64>,
         /// Entries that a node of --first-fit may lack.
-        #[arg(long, value_name = "ENTRIES", default_value_t = 0, requires = "first_fit")]
+        #[arg(long, value_name = "ENTRIES", default_value_t = 0, value_parser = whole, requires = "first_fit")]
         max_lag: u64,
         #[command(flatten)]
         target: Target,

@@ -76,6 +76,7 @@ fn log_filter(given: Option<&OsStr>, level: &str) -> Result<EnvFilter, String> {
 
 /// Prints a line that is not part of the log.
 pub fn complain(text: &str) {
+    let text = super::shown::lines(text);
     match LINES.get() {
         Some(lines) => lines.add(format!("{text}\n").into_bytes()),
         // A failure to write has no reader either.

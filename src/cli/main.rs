@@ -4,6 +4,10 @@
 //! The program ends with 0 when all went well, 1 when something went wrong, 2 when the
 //! arguments make no sense, and 3 when something remains undone or unknown that it names.
 
+// Before all others, which print with its macros.
+#[macro_use]
+mod shown;
+
 mod advance_time;
 mod balance;
 mod catalog;
@@ -120,7 +124,7 @@ fn main() -> ExitCode {
         let code = given.next().and_then(|code| code.parse().ok());
         return ExitCode::from(code.unwrap_or(1));
     }
-    let arguments = Arguments::parse();
+    let arguments = Arguments::try_parse().unwrap_or_else(|error| refuse(&error));
     let ended = match logging::start(arguments.command.log_level()) {
         Ok(()) => run(arguments.command).unwrap_or_else(|error| logging::failed(&error)),
         Err(error) => {
@@ -130,6 +134,18 @@ fn main() -> ExitCode {
     };
     logging::flush();
     ended
+}
+
+/// Ends the program with what is wrong with the arguments, or with the help that was asked for.
+fn refuse(error: &clap::Error) -> ! {
+    let plain = error.to_string();
+    let safe = shown::lines(&plain);
+    // It quotes arguments as they are.
+    if safe != plain {
+        std::eprintln!("{}", safe.trim_end());
+        std::process::exit(error.exit_code());
+    }
+    error.exit()
 }
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 use shardhost_proto::admin::membership_step::{CaughtUp, Kind};
 use shardhost_proto::admin::{
-    CancelAdditionRequest, ChangeMembershipRequest, GroupStatus, MembershipStep,
+    CancelAdditionRequest, ChangeMembershipRequest, GroupStatus, HostStatus, MembershipStep,
     ReplaceMemberRequest,
 };
 use shardhost_proto::log::{Incoming, Member, Membership};
@@ -119,7 +119,7 @@ pub struct Change {
 #[group(multiple = false)]
 pub struct WhenCaughtUp {
     /// At most so many entries behind the leader. The default is 1,024.
-    #[arg(long, value_name = "ENTRIES")]
+    #[arg(long, value_name = "ENTRIES", value_parser = whole)]
     max_lag: Option<u64>,
     /// At least everything up to this index.
     #[arg(long, value_name = "INDEX", value_parser = whole)]
@@ -308,6 +308,17 @@ fn incoming_nodes(status: &GroupStatus) -> Option<(u64, u64)> {
     Some((node_of(incoming.replaces).unwrap_or(new), new))
 }
 
+/// A node that is no member may have been replaced before; one that the cluster does not have was not.
+fn check_replaced(known: &HostStatus, group: u64, old: u64) -> anyhow::Result<()> {
+    if known.node == old || known.peers.iter().any(|peer| peer.node == old) {
+        return Ok(());
+    }
+    bail!(
+        "the cluster has no node {old}, and none of that number is a member of group {group}: nothing was \
+         replaced; `shardhost member list {group}` shows the members"
+    )
+}
+
 /// Begins the replacement, unless it is under way or done, and watches it to its end.
 async fn replace(
     group: u64,
@@ -318,6 +329,7 @@ async fn replace(
     let (mut leader, status) = target.leader_of(group).await?;
     check_no_addition(&status, Some((old, new)))?;
     if Replacing::of(&status, old, new) == Replacing::Done {
+        check_replaced(&leader.status, group, old)?;
         eprintln!(
             "node {old} is no member of group {group}, and node {new} is a voter: it was replaced before, or never was \
              a member"
@@ -412,6 +424,17 @@ mod tests {
         assert_eq!(of(Some((7, 2))), Some((2, 4)));
         assert_eq!(of(Some((7, 0))), Some((4, 4)), "an addition");
         assert_eq!(of(None), None);
+    }
+
+    #[test]
+    fn a_node_that_the_cluster_does_not_have_was_not_replaced() {
+        let peers = vec![shardhost_proto::admin::PeerStatus { node: 3, ..Default::default() }];
+        let leader = HostStatus { node: 1, peers, ..HostStatus::default() };
+        for known in [1, 3] {
+            check_replaced(&leader, 7, known).unwrap();
+        }
+        let refused = check_replaced(&leader, 7, 9).unwrap_err().to_string();
+        assert!(refused.contains("has no node 9") && refused.contains("group 7"), "{refused}");
     }
 
     #[test]

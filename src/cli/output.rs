@@ -8,6 +8,8 @@ use comfy_table::presets::{ASCII_FULL_CONDENSED, UTF8_FULL_CONDENSED};
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 use serde_json::{Value, json};
 
+use super::shown::shown;
+
 /// The alignment of the cells of a column.
 #[derive(Clone, Copy, Debug)]
 pub enum Column {
@@ -27,6 +29,25 @@ impl Column {
             Self::Left(_) => CellAlignment::Left,
             Self::Right(_) => CellAlignment::Right,
         }
+    }
+}
+
+/// A cell of a table, with nothing in it that controls a terminal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cell(String);
+
+impl From<String> for Cell {
+    /// One line, whatever the text is.
+    fn from(text: String) -> Self {
+        Self(shown(&text))
+    }
+}
+
+impl Cell {
+    /// A line for each of these texts.
+    pub fn of_lines(texts: impl IntoIterator<Item = String>) -> Self {
+        let lines: Vec<String> = texts.into_iter().map(|text| shown(&text)).collect();
+        Self(lines.join("\n"))
     }
 }
 
@@ -89,7 +110,7 @@ fn drawn(
 ) -> String {
     table.set_header(columns.iter().map(|column| column.title()));
     for row in rows {
-        table.add_row(row);
+        table.add_row(row.into_iter().map(|text| Cell::from(text).0));
     }
     for (at, column) in columns.iter().enumerate() {
         if let Some(shown) = table.column_mut(at) {
@@ -100,10 +121,10 @@ fn drawn(
 }
 
 /// A table of names and what they are.
-pub fn facts(rows: impl IntoIterator<Item = (&'static str, String)>) -> String {
+pub fn facts<C: Into<Cell>>(rows: impl IntoIterator<Item = (&'static str, C)>) -> String {
     let mut table = Screen::current().empty_table();
     for (name, value) in rows {
-        table.add_row([name.to_owned(), value]);
+        table.add_row([name.to_owned(), value.into().0]);
     }
     table.to_string()
 }
@@ -127,6 +148,18 @@ pub fn whole(text: &str) -> Result<u64, String> {
     match plain.parse::<u64>() {
         Ok(value) if text == plain || text == number(value) => Ok(value),
         _ => Err("it is no whole number".to_owned()),
+    }
+}
+
+/// The same within bounds.
+pub fn whole_in<N: TryFrom<u64>>(
+    bounds: std::ops::RangeInclusive<u64>,
+) -> impl Fn(&str) -> Result<N, String> + Clone {
+    move |text| {
+        let value = whole(text)?;
+        let kept = Some(value).filter(|value| bounds.contains(value));
+        let kept = kept.and_then(|value| N::try_from(value).ok());
+        kept.ok_or_else(|| format!("it is not in {}..={}", bounds.start(), bounds.end()))
     }
 }
 
@@ -155,9 +188,9 @@ pub fn span(millis: u64) -> String {
     }
 }
 
-/// Bytes for people.
+/// Bytes for people, on one line.
 pub fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
+    shown(&String::from_utf8_lossy(bytes))
 }
 
 /// Bytes for programs: a string, or their hexadecimal digits where they are none.
@@ -193,6 +226,16 @@ mod tests {
     }
 
     #[test]
+    fn numbers_with_bounds_can_be_typed_as_they_are_printed() {
+        let parse = whole_in::<u32>(1..=10_000);
+        assert_eq!((parse("1,000"), parse("10000")), (Ok(1_000), Ok(10_000)));
+        for wrong in ["0", "10,001", "1,00", "-1", ""] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+        assert!(whole_in::<u32>(0..=u64::MAX)("4294967296").is_err());
+    }
+
+    #[test]
     fn spans_of_time_have_units() {
         let shown = [0, 1, 59_000, 3_599_000, 3_600_000, 86_399_000, 90_000_000].map(span);
         assert_eq!(
@@ -216,6 +259,23 @@ mod tests {
             let plain = shown(screen);
             assert!(plain.is_ascii() && plain.contains("| 1,000 |"), "{plain}");
         }
+    }
+
+    #[test]
+    fn nothing_that_clients_write_controls_a_terminal() {
+        let evil = "a\u{1b}[2J\n| 7 | forged\u{9b}\r\u{202e}";
+        let columns = [Column::Left("key"), Column::Left("value")];
+        for screen in [Screen::Lines, Screen::Ascii, Screen::Pipe] {
+            let rows = [vec![evil.to_owned(), text(evil.as_bytes())]];
+            let drawn = drawn(screen.empty_table(), &columns, rows);
+            assert!(!drawn.contains(|c: char| c != '\n' && c.is_control()), "{drawn:?}");
+            assert!(!drawn.contains('\u{202e}') && drawn.contains("\\u001b[2J\\n| 7"), "{drawn}");
+        }
+        let shown = facts([("asked by", evil.to_owned())]);
+        assert!(shown.contains("\\u001b[2J\\n| 7") && !shown.contains('\u{1b}'), "{shown}");
+        let cells = Cell::of_lines(["one\n".to_owned(), evil.to_owned()]);
+        assert_eq!(cells.0.lines().count(), 2, "{cells:?}");
+        assert!(!text(b"\x1b\xff\x07\n").contains(char::is_control));
     }
 
     #[test]

@@ -13,7 +13,8 @@ use tonic::Code;
 
 use super::catalog::Catalog;
 use super::change::confirmed;
-use super::output::{Column, facts, number, table};
+use super::output::{Cell, Column, facts, number, table};
+use super::shown::shown;
 use super::target::{Target, channel, said};
 
 /// Modes of the planner.
@@ -126,7 +127,7 @@ pub async fn status(why: Option<u64>, target: &Target) -> anyhow::Result<()> {
             .map(|node| vec![node.node.to_string(), number(node.before), number(node.after)]);
         println!("{}", table(&columns, rows));
         for finding in &summary.findings {
-            println!("note: {finding}");
+            println!("note: {}", shown(&finding.to_string()));
         }
     }
     if !reply.why.is_empty() {
@@ -135,7 +136,7 @@ pub async fn status(why: Option<u64>, target: &Target) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn described(status: &ExecutorStatus, node: u64) -> Vec<(&'static str, String)> {
+fn described(status: &ExecutorStatus, node: u64) -> Vec<(&'static str, Cell)> {
     let sum = |counts: &std::collections::BTreeMap<_, u64>| counts.values().sum::<u64>();
     let failed = status.failed.values().flatten().map(|(_, count)| count).sum::<u64>();
     let mut rows = vec![
@@ -168,8 +169,9 @@ fn described(status: &ExecutorStatus, node: u64) -> Vec<(&'static str, String)> 
         })
     });
     let reasons: Vec<String> = reasons.collect();
+    let mut rows: Vec<(_, Cell)> = rows.into_iter().map(|(name, is)| (name, is.into())).collect();
     if !reasons.is_empty() {
-        rows.push(("not moved", reasons.join("\n")));
+        rows.push(("not moved", Cell::of_lines(reasons)));
     }
     rows
 }

@@ -1,5 +1,7 @@
 //! `shardhost queue`: single messages in and out.
 
+mod gather;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::process::ExitCode;
@@ -10,12 +12,13 @@ use anyhow::bail;
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
-use shardhost_client::{ClientError, QueueClient, Received};
-use shardhost_proto::client::{Acked, Delivery};
+use shardhost_client::{QueueClient, Received};
+use shardhost_proto::client::{Acked, Deliveries, Delivery};
 use shardhost_proto::limits::MAX_RECEIVE;
 
-use super::ended::PARTLY;
-use super::output::{Column, bytes_json, number, table, text, whole};
+use self::gather::{Bounds, Failure, Failures, News};
+use super::ended::{PARTLY, partly};
+use super::output::{Column, bytes_json, number, table, text, whole, whole_in};
 use super::target::Target;
 
 /// What to do.
@@ -37,13 +40,16 @@ pub enum Command {
     },
     /// Take messages; without --ack they come back when their visibility ends.
     ///
+    /// All shards are asked side by side, and what some give is printed while others are waited for; JSON is
+    /// printed at the end. Once something came, others are waited for until half its visibility is over.
+    ///
     /// Ends with exit code 3 when not all was done: a shard gave no answer, or messages that were printed
     /// could not be removed, because their visibility was over.
     Receive(ReceiveArguments),
     /// Remove messages that were received, by the receipts that `receive` prints.
     ///
-    /// Ends with exit code 3 when a receipt was stale: the visibility was over, and the message is or was
-    /// received again.
+    /// Ends with exit code 3 when a receipt was stale, for the visibility was over and the message is or was
+    /// received again, or when it is unknown whether messages were removed.
     Ack {
         /// Receipts, as SHARD:NUMBER.
         #[arg(required = true, value_name = "RECEIPT")]
@@ -55,14 +61,14 @@ pub enum Command {
     ///
     /// Ends with exit code 3 when a shard gave no answer.
     Peek {
-        /// Only those of this shard; left out: of all, one after the other.
+        /// Only those of this shard; left out: of all, by shard.
         #[arg(long)]
         shard: Option<usize>,
         /// Only those from this sequence on.
         #[arg(long, value_name = "SEQUENCE", default_value = "0", value_parser = whole)]
         from: u64,
         /// How many at most.
-        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        #[arg(long, default_value_t = 10, value_parser = whole_in::<u32>(1..=10_000))]
         limit: u32,
         #[command(flatten)]
         target: Target,
@@ -100,7 +106,7 @@ pub struct ReceiveArguments {
     #[arg(long, value_name = "KEY", value_parser = NonEmptyStringValueParser::new())]
     partition_key: Option<String>,
     /// How many at most.
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_RECEIVE)))]
+    #[arg(long, default_value_t = 10, value_parser = whole_in::<u32>(1..=u64::from(MAX_RECEIVE)))]
     max: u32,
     /// How long others do not see them, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=43_200))]
@@ -152,7 +158,7 @@ async fn send(
 struct Taken {
     parts: Vec<Received>,
     /// Shards that gave no answer, and why.
-    failed: BTreeMap<usize, String>,
+    failed: Failures,
     /// Messages that were to be removed and were not, by shard: another consumer has them by now,
     /// or will.
     stale: BTreeMap<usize, u32>,
@@ -162,13 +168,36 @@ impl Taken {
     fn is_whole(&self) -> bool {
         self.failed.is_empty() && self.stale.is_empty()
     }
+
+    /// No shard did what was asked of it.
+    fn check_answered(&self) -> anyhow::Result<()> {
+        let unknown = self.failed.values().find(|failure| failure.unknown);
+        match unknown.or_else(|| self.failed.values().next()) {
+            Some(why) if self.parts.is_empty() => Err(no_answer(why)),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn no_answer(why: &Failure) -> anyhow::Error {
+    let text = format!("no shard of the queue answers: {}", why.text);
+    match why.unknown {
+        true => partly(text),
+        false => anyhow::anyhow!(text),
+    }
 }
 
 async fn receive(arguments: &ReceiveArguments) -> anyhow::Result<ExitCode> {
     let queue = arguments.target.client().await?.queue();
-    let mut taken = take(&queue, arguments).await?;
+    let json = arguments.target.json;
     // Before they are removed: a message that is lost on the way to a reader comes again.
-    show(&taken, arguments.target.json);
+    let mut taken = take(&queue, arguments, |parts| show(parts, json)).await?;
+    if json {
+        let shown = messages_json(&taken.parts);
+        println!("{}", json!({ "messages": shown, "failed": failed_json(&taken.failed) }));
+    } else if messages(&taken.parts).next().is_none() {
+        println!("no message can be received now");
+    }
     if arguments.ack {
         ack(&queue, &mut taken).await;
     }
@@ -176,37 +205,36 @@ async fn receive(arguments: &ReceiveArguments) -> anyhow::Result<ExitCode> {
     Ok(if taken.is_whole() { ExitCode::SUCCESS } else { ExitCode::from(PARTLY) })
 }
 
-/// From the shard of the partition key, or from one shard after the other until it is enough.
-async fn take(queue: &QueueClient, arguments: &ReceiveArguments) -> anyhow::Result<Taken> {
+/// From the shard of the partition key, or from all shards until it is enough.
+async fn take(
+    queue: &QueueClient,
+    arguments: &ReceiveArguments,
+    mut show: impl FnMut(&[Received]),
+) -> anyhow::Result<Taken> {
     let visibility = Duration::from_secs(arguments.visibility);
     if let Some(key) = &arguments.partition_key {
         let received = queue.receive_partition(key.clone(), arguments.max, visibility).await?;
-        return Ok(Taken { parts: vec![received], ..Taken::default() });
+        let taken = Taken { parts: vec![received], ..Taken::default() };
+        show(&taken.parts);
+        return Ok(taken);
     }
-    let mut left = arguments.max;
-    let mut taken = Taken::default();
     // Another one each time, so that no shard waits behind the others for ever.
     let first = rand::random_range(0..queue.shards().max(1));
-    for shard in from_shard(first, queue.shards()) {
-        if left == 0 {
-            break;
-        }
-        match queue.receive(shard, left, visibility).await {
-            Ok(part) => {
-                left = left.saturating_sub(u32::try_from(part.messages.len()).unwrap_or(u32::MAX));
-                taken.parts.push(part);
-            }
-            Err(error @ ClientError::Invalid { .. }) => return Err(error.into()),
-            Err(error) => {
-                taken.failed.insert(shard, error.to_string());
-            }
-        }
-    }
-    if let Some(why) = taken.failed.values().next().filter(|_| taken.parts.is_empty()) {
-        bail!("no shard of the queue answers: {why}");
-    }
+    let order: Vec<usize> = from_shard(first, queue.shards()).collect();
+    // The client gives up at the timeout, and knows why.
+    let within = arguments.target.timeout() + GRACE;
+    let bounds = Bounds { max: arguments.max, within, visibility };
+    let answers = async |shard| Ok(drop(queue.peek(shard, 0, Some(1)).await?));
+    let receive = async |shard, part| Ok(queue.receive(shard, part, visibility).await?);
+    let gather::Taken { parts, failed } =
+        gather::take(&order, bounds, answers, receive, show).await;
+    let taken = Taken { parts, failed, ..Taken::default() };
+    taken.check_answered()?;
     Ok(taken)
 }
+
+/// How much longer than the client shards are waited for.
+const GRACE: Duration = Duration::from_millis(500);
 
 /// All shards once, from `first` on.
 fn from_shard(first: usize, shards: usize) -> impl Iterator<Item = usize> {
@@ -223,33 +251,70 @@ async fn acknowledge(receipts: &[Receipt], target: &Target) -> anyhow::Result<Ex
         }
         by_shard.entry(receipt.shard).or_default().push(receipt.number);
     }
-    let (mut acked, mut stale, mut failed) = (0, 0, BTreeMap::new());
-    for (shard, receipts) in by_shard {
-        match queue.ack(shard, receipts).await {
-            Ok(answer) => {
-                acked += answer.acked;
-                stale += answer.stale;
-            }
-            Err(error) => drop(failed.insert(shard, error.to_string())),
+    let mut removed = Removed::default();
+    let acked = async |shard| queue.ack(shard, by_shard[&shard].iter().copied()).await;
+    gather::ask(by_shard.keys().copied(), acked, |news| {
+        if let News::Of(shard, answer) = news {
+            removed.add(shard, by_shard[&shard].len(), answer.map_err(Failure::from));
         }
-    }
+        false
+    })
+    .await;
+    let Removed { acked, stale, unknown, failed } = &removed;
     match target.json {
-        true => println!("{}", json!({ "acked": acked, "stale": stale, "failed": failed })),
+        true => println!(
+            "{}",
+            json!({
+                "acked": acked, "stale": stale, "unknown": unknown, "failed": failed_json(failed)
+            })
+        ),
+        false if *unknown > 0 => {
+            println!("{acked} messages removed, of {unknown} more that is unknown");
+        }
         false => println!("{acked} messages removed"),
     }
-    for (shard, error) in &failed {
-        eprintln!("shard {shard}: {error}");
+    for (shard, failure) in failed {
+        eprintln!("shard {shard}: {}", failure.text);
     }
-    if stale > 0 {
+    if *stale > 0 {
         eprintln!(
             "{stale} receipts were stale: those messages are gone already, or are received again"
         );
     }
-    if acked == 0 && stale == 0 && !failed.is_empty() {
-        return Ok(ExitCode::FAILURE);
+    Ok(ExitCode::from(removed.code()))
+}
+
+/// What became of receipts.
+#[derive(Debug, Default)]
+struct Removed {
+    acked: u32,
+    stale: u32,
+    /// Receipts of which it is unknown whether they were taken.
+    unknown: usize,
+    failed: Failures,
+}
+
+impl Removed {
+    fn add(&mut self, shard: usize, receipts: usize, answer: Result<Acked, Failure>) {
+        match answer {
+            Ok(answer) => {
+                self.acked += answer.acked;
+                self.stale += answer.stale;
+            }
+            Err(failure) => {
+                self.unknown += if failure.unknown { receipts } else { 0 };
+                self.failed.insert(shard, failure);
+            }
+        }
     }
-    let whole = stale == 0 && failed.is_empty();
-    Ok(if whole { ExitCode::SUCCESS } else { ExitCode::from(PARTLY) })
+
+    fn code(&self) -> u8 {
+        match (self.stale == 0 && self.failed.is_empty(), self.acked == 0 && self.stale == 0) {
+            (true, _) => 0,
+            (false, true) if self.unknown == 0 => 1,
+            (false, _) => PARTLY,
+        }
+    }
 }
 
 /// Shows messages of one shard or of all.
@@ -264,55 +329,120 @@ async fn peek(
         bail!("there is no shard {shard}: the queue has {}", queue.shards());
     }
     let shards = shard.map_or(0..queue.shards(), |shard| shard..shard + 1);
-    let mut taken = Taken::default();
-    let (mut left, mut more) = (limit, false);
-    for shard in shards {
-        if left == 0 {
-            more = true;
-            break;
+    let mut seen = Seen { left: limit as usize, ..Seen::default() };
+    let show = |parts: &[Received]| {
+        if !target.json {
+            println!("{}", table(&COLUMNS[..5], messages(parts).map(row)));
         }
-        match queue.peek(shard, from, Some(left)).await {
-            Ok(found) => {
-                more |= found.more;
-                left = left.saturating_sub(u32::try_from(found.messages.len()).unwrap_or(u32::MAX));
-                let (messages, more) = (found.messages, found.more);
-                taken.parts.push(Received { shard, messages, more });
-            }
-            Err(error) => drop(taken.failed.insert(shard, error.to_string())),
+    };
+    let found = async |shard| queue.peek(shard, from, Some(limit)).await;
+    gather::ask(shards, found, |news| {
+        match news {
+            News::Of(shard, found) => seen.add(shard, found.map_err(Failure::from)),
+            News::Pause if seen.has_fresh_messages() && !target.json => show(seen.cut()),
+            News::Pause => {}
         }
+        seen.is_enough()
+    })
+    .await;
+    let shows_more = seen.has_fresh_messages() || seen.taken.parts.is_empty();
+    let last = seen.cut();
+    if shows_more && !last.is_empty() {
+        show(last);
     }
-    if let Some(why) = taken.failed.values().next().filter(|_| taken.parts.is_empty()) {
-        bail!("no shard of the queue answers: {why}");
-    }
+    let Seen { taken, more, .. } = seen;
+    taken.check_answered()?;
     if target.json {
-        let shown = messages_json(&taken);
-        println!("{}", json!({ "messages": shown, "more": more, "failed": taken.failed }));
-    } else {
-        println!("{}", table(&COLUMNS[..5], messages(&taken).map(row)));
-        if more {
-            println!("there is more; show it with --limit, or with --shard and --from");
-        }
+        let (shown, failed) = (messages_json(&taken.parts), failed_json(&taken.failed));
+        println!("{}", json!({ "messages": shown, "more": more, "failed": failed }));
+    } else if more {
+        println!("there is more; show it with --limit, or with --shard and --from");
     }
     tell(&taken);
     Ok(if taken.is_whole() { ExitCode::SUCCESS } else { ExitCode::from(PARTLY) })
 }
 
-async fn ack(queue: &QueueClient, taken: &mut Taken) {
-    for part in taken.parts.iter().filter(|part| !part.messages.is_empty()) {
-        match queue.ack(part.shard, part.receipts()).await {
-            Ok(Acked { stale: 0, .. }) => {}
-            Ok(acked) => drop(taken.stale.insert(part.shard, acked.stale)),
-            Err(error) => drop(taken.failed.insert(part.shard, format!("not removed: {error}"))),
+/// What a peek found so far.
+#[derive(Debug, Default)]
+struct Seen {
+    /// Shown, or to be shown.
+    taken: Taken,
+    /// What came since something was shown last.
+    fresh: Vec<Received>,
+    /// So many more messages are shown.
+    left: usize,
+    /// There is more than is shown.
+    more: bool,
+}
+
+impl Seen {
+    fn add(&mut self, shard: usize, found: Result<Deliveries, Failure>) {
+        match found {
+            Ok(Deliveries { messages, more }) => {
+                self.more |= more;
+                self.fresh.push(Received { shard, messages, more });
+            }
+            Err(failure) => drop(self.taken.failed.insert(shard, failure)),
         }
+    }
+
+    fn has_fresh_messages(&self) -> bool {
+        self.fresh.iter().any(|part| !part.messages.is_empty())
+    }
+
+    /// What came, by shard, and no more than is to be shown.
+    fn cut(&mut self) -> &[Received] {
+        let at = self.taken.parts.len();
+        self.fresh.sort_unstable_by_key(|part| part.shard);
+        for mut part in std::mem::take(&mut self.fresh) {
+            self.more |= part.messages.len() > self.left;
+            part.messages.truncate(self.left);
+            self.left -= part.messages.len();
+            self.taken.parts.push(part);
+        }
+        &self.taken.parts[at..]
+    }
+
+    /// Nothing more is to be shown: other shards are not waited for.
+    fn is_enough(&mut self) -> bool {
+        self.more |= self.left == 0;
+        self.left == 0
     }
 }
 
-fn messages(taken: &Taken) -> impl Iterator<Item = (usize, &Delivery)> {
-    taken.parts.iter().flat_map(|part| part.messages.iter().map(|message| (part.shard, message)))
+async fn ack(queue: &QueueClient, taken: &mut Taken) {
+    let parts = taken.parts.iter().filter(|part| !part.messages.is_empty());
+    let mut receipts: BTreeMap<usize, Vec<u64>> = BTreeMap::new();
+    for part in parts {
+        receipts.entry(part.shard).or_default().extend(part.receipts());
+    }
+    let acked = async |shard| queue.ack(shard, receipts[&shard].iter().copied()).await;
+    let (failed, stale) = (&mut taken.failed, &mut taken.stale);
+    gather::ask(receipts.keys().copied(), acked, |news| {
+        match news {
+            News::Of(_, Ok(Acked { stale: 0, .. })) | News::Pause => {}
+            News::Of(shard, Ok(acked)) => drop(stale.insert(shard, acked.stale)),
+            News::Of(shard, Err(error)) => {
+                let failure = Failure::from(error);
+                let text = format!("not removed: {}", failure.text);
+                failed.insert(shard, Failure { text, ..failure });
+            }
+        }
+        false
+    })
+    .await;
 }
 
-fn messages_json(taken: &Taken) -> Vec<Value> {
-    messages(taken).map(|(shard, message)| message_json(shard, message)).collect()
+fn failed_json(failed: &Failures) -> Value {
+    failed.iter().map(|(shard, failure)| (shard.to_string(), json!(failure.text))).collect()
+}
+
+fn messages(parts: &[Received]) -> impl Iterator<Item = (usize, &Delivery)> {
+    parts.iter().flat_map(|part| part.messages.iter().map(|message| (part.shard, message)))
+}
+
+fn messages_json(parts: &[Received]) -> Vec<Value> {
+    messages(parts).map(|(shard, message)| message_json(shard, message)).collect()
 }
 
 /// The columns of a message, without its receipt.
@@ -326,15 +456,12 @@ fn row((shard, message): (usize, &Delivery)) -> Vec<String> {
     ]
 }
 
-fn show(taken: &Taken, json: bool) {
-    if json {
-        let shown = messages_json(taken);
-        return println!("{}", json!({ "messages": shown, "failed": taken.failed }));
+/// JSON is one document, and is printed when everything is there.
+fn show(parts: &[Received], json: bool) {
+    if json || messages(parts).next().is_none() {
+        return;
     }
-    if messages(taken).next().is_none() {
-        return println!("no message can be received now");
-    }
-    let rows = messages(taken).map(|(shard, message)| {
+    let rows = messages(parts).map(|(shard, message)| {
         let mut row = row((shard, message));
         row.push(Receipt { shard, number: message.receipt }.to_string());
         row
@@ -344,8 +471,8 @@ fn show(taken: &Taken, json: bool) {
 
 /// Prints what was not done.
 fn tell(taken: &Taken) {
-    for (shard, error) in &taken.failed {
-        eprintln!("shard {shard}: {error}");
+    for (shard, failure) in &taken.failed {
+        eprintln!("shard {shard}: {}", failure.text);
     }
     for (shard, stale) in &taken.stale {
         eprintln!(
@@ -384,6 +511,7 @@ fn message_json(shard: usize, message: &Delivery) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ended::code_of;
 
     #[test]
     fn receipts_that_are_printed_can_be_typed() {
@@ -393,6 +521,62 @@ mod tests {
         for wrong in ["", "7", "7:", ":7", "a:1", "1:-1", "1:2:3"] {
             assert!(wrong.parse::<Receipt>().is_err(), "{wrong}");
         }
+    }
+
+    fn failure(unknown: bool) -> Failure {
+        Failure { text: "no leader".to_owned(), unknown }
+    }
+
+    #[test]
+    fn a_removal_of_unknown_outcome_did_not_fail() {
+        let acked = |acked, stale| Ok(Acked { acked, stale });
+        for (answers, code, unknown) in [
+            (vec![acked(2, 0)], 0, 0),
+            (vec![acked(1, 1)], PARTLY, 0),
+            (vec![Err(failure(false))], 1, 0),
+            (vec![Err(failure(true))], PARTLY, 2),
+            (vec![Err(failure(false)), Err(failure(true))], PARTLY, 2),
+            (vec![Err(failure(false)), acked(2, 0)], PARTLY, 0),
+        ] {
+            let mut removed = Removed::default();
+            let words = format!("{answers:?}");
+            for (shard, answer) in answers.into_iter().enumerate() {
+                removed.add(shard, 2, answer);
+            }
+            assert_eq!((removed.code(), removed.unknown), (code, unknown), "{words}");
+        }
+    }
+
+    #[test]
+    fn a_receive_that_may_have_taken_messages_did_not_fail() {
+        let code = |failed: &[bool]| {
+            let failed = failed.iter().map(|unknown| failure(*unknown)).enumerate().collect();
+            let taken = Taken { failed, ..Taken::default() };
+            taken.check_answered().map_err(|error| code_of(&error))
+        };
+        assert_eq!(code(&[false, false]), Err(1));
+        assert_eq!(code(&[false, true]), Err(PARTLY));
+        assert_eq!(code(&[]), Ok(()));
+    }
+
+    #[test]
+    fn a_peek_shows_the_first_shards_first_and_no_more_than_its_limit() {
+        let found =
+            |count| Ok(Deliveries { messages: vec![Delivery::default(); count], more: false });
+        let mut seen = Seen { left: 5, ..Seen::default() };
+        seen.add(2, found(4));
+        seen.add(0, found(2));
+        let counts = |parts: &[Received]| -> Vec<_> {
+            parts.iter().map(|part| (part.shard, part.messages.len())).collect()
+        };
+        assert_eq!(counts(seen.cut()), [(0, 2), (2, 3)]);
+        assert!(seen.more && seen.is_enough());
+        let mut seen = Seen { left: 5, ..Seen::default() };
+        seen.add(1, found(4));
+        assert_eq!(counts(seen.cut()), [(1, 4)]);
+        assert!(!seen.is_enough() && !seen.more);
+        seen.add(0, found(1));
+        assert_eq!(counts(seen.cut()), [(0, 1)]);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! `shardhost serve`: a host of tables and queues, from a configuration file and flags.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ use tokio::time::Instant;
 
 use super::ended::senseless;
 use super::join::{Joining, Membership, join};
+use super::shown::shown;
 use super::supervised::{Order, Report};
 
 /// How long a supervised host waits for a port that its predecessor may still hold.
@@ -268,6 +270,18 @@ async fn take_part(arguments: &ServeArguments, config: &mut ServerConfig) -> any
     Ok(())
 }
 
+/// The addresses that flags name, by node.
+fn peers(given: &[(String, String)]) -> anyhow::Result<BTreeMap<String, String>> {
+    let mut peers = BTreeMap::new();
+    for (node, address) in given {
+        if peers.insert(node.clone(), address.clone()).is_some() {
+            let node = shown(node);
+            return Err(senseless(format!("--peer: node {node} is named twice")));
+        }
+    }
+    Ok(peers)
+}
+
 /// The file, with what the flags say instead.
 fn configuration(arguments: &ServeArguments) -> anyhow::Result<ServerConfig> {
     let mut config = match &arguments.config {
@@ -282,7 +296,7 @@ fn configuration(arguments: &ServeArguments) -> anyhow::Result<ServerConfig> {
     }
     config.node = arguments.node.unwrap_or(config.node);
     config.listen = arguments.listen.unwrap_or(config.listen);
-    config.nodes.extend(arguments.peers.iter().cloned());
+    config.nodes.extend(peers(&arguments.peers)?);
     if arguments.config.is_none() {
         config.alone = config.nodes.is_empty();
     }
@@ -377,6 +391,7 @@ fn print_started(arguments: &ServeArguments, server: &Server) -> anyhow::Result<
         });
         writeln!(output, "{started}")?;
     } else {
+        let cluster = shown(cluster);
         writeln!(
             output,
             "node {node} of cluster {cluster} serves {groups} groups at {address}; stop it with \
@@ -541,5 +556,21 @@ impl Signals {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ended::code_of;
+
+    #[test]
+    fn a_node_has_one_address() {
+        let pair = |node: &str, address: &str| (node.to_owned(), address.to_owned());
+        let given = [pair("1", "a:1"), pair("2", "b:1")];
+        assert_eq!(peers(&given).unwrap().len(), 2);
+        let twice = peers(&[pair("1", "a:1"), pair("1", "b:1")]).unwrap_err();
+        assert_eq!(code_of(&twice), 2);
+        assert!(twice.to_string().contains("node 1 is named twice"), "{twice}");
     }
 }

@@ -18,7 +18,7 @@ use shardhost_proto::admin::{
 
 use super::ended::partly;
 use super::output::{Column, number, table, whole};
-use super::target::{Node, Target, in_time, said};
+use super::target::{Node, Target, promptly, said};
 use judge::{
     Asked, Found, Seen, another_skip, holds_command, is_begun, lacking, later_term, left_closed,
     may_abandon, the_entry,
@@ -369,7 +369,7 @@ async fn look_at_all(arguments: &SkipArguments, members: &mut Members) -> anyhow
 
 async fn look(arguments: &SkipArguments, node: &mut Node) -> anyhow::Result<EntryReply> {
     let request = LookAtEntryRequest { group: arguments.group, index: arguments.index };
-    let here = in_time(&node.address, node.admin.look_at_entry(request)).await?;
+    let here = promptly(&node.address, node.admin.look_at_entry(request)).await?;
     if here.current_term == 0 {
         bail!("{}", earlier_version(&node.address));
     }

@@ -9,7 +9,7 @@ use shardhost_proto::log::LogPosition;
 
 use super::change::confirmed;
 use super::output::{Column, number, table};
-use super::target::{Target, in_time};
+use super::target::{Target, promptly};
 
 /// What to do.
 #[derive(Debug, Subcommand)]
@@ -60,7 +60,7 @@ async fn take(group: u64, target: &Target) -> anyhow::Result<()> {
 async fn list(group: u64, target: &Target) -> anyhow::Result<()> {
     let mut node = target.node().await?;
     let request = ListSnapshotsRequest { group };
-    let listed = in_time(&node.address, node.admin.list_snapshots(request)).await?;
+    let listed = promptly(&node.address, node.admin.list_snapshots(request)).await?;
     if target.json {
         let positions = listed.positions.iter();
         let positions: Vec<Value> =

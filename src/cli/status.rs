@@ -6,12 +6,15 @@ use std::time::Duration;
 
 use clap::Args;
 use serde_json::{Value, json};
-use shardhost_proto::admin::{GroupCount, HostStatus, PeerStatus, PolicyMetrics, Stalled};
+use shardhost_proto::admin::{
+    GroupCount, HostStatus, PeerStatus, PolicyMetrics, ShrunkGroup, Stalled,
+};
 
 use super::catalog::Catalog;
 use super::output::{Column, millis, number, table};
 use super::policy_metrics::{policy_json, policy_text};
 use super::requirement::{capabilities_text, draining_text};
+use super::shown::shown;
 use super::target::{Node, Target};
 
 /// How long the catalog may take to answer.
@@ -54,7 +57,7 @@ pub async fn run(arguments: &StatusArguments) -> anyhow::Result<ExitCode> {
         println!("{}", as_json(&nodes, &silent, &findings));
     } else {
         println!("{}", as_table(&nodes, &silent));
-        findings.iter().for_each(|line| println!("{line}"));
+        findings.iter().for_each(|line| println!("{}", shown(line)));
         println!("{}", verdict(nodes.len(), &findings));
         if arguments.policy {
             println!("\n{}", policy_text(nodes.values().filter_map(counted)));
@@ -106,6 +109,7 @@ fn findings<'a>(
     found.extend(each(leaderless));
     found.extend(each(missing));
     found.extend(short(&nodes, &answering));
+    found.extend(shrunk(&nodes));
     found.extend(each(caretakers));
     found.extend(each(doubts));
     found.extend(each(alarms));
@@ -193,6 +197,36 @@ fn short(nodes: &[&HostStatus], answering: &BTreeSet<u64>) -> Vec<String> {
         format!("{} groups go without their voter on node {node}, {how}", number(*count))
     };
     by_node.iter().map(line).collect()
+}
+
+/// The groups with fewer voters than they were created with, and how each gets one more. Two nodes may
+/// both take themselves for the leader for a moment.
+fn shrunk(nodes: &[&HostStatus]) -> Vec<String> {
+    let all = || nodes.iter().filter_map(|status| status.shrunk.as_ref());
+    let named: BTreeMap<u64, &ShrunkGroup> =
+        all().flat_map(|shrunk| &shrunk.first).map(|one| (one.group, one)).collect();
+    let hidden: u64 =
+        all().map(|shrunk| shrunk.count.saturating_sub(shrunk.first.len() as u64)).sum();
+    let more = (hidden > 0).then(|| {
+        format!(
+            "{} more groups have fewer voters than they were created with; see `shardhost member list`",
+            number(hidden)
+        )
+    });
+    named.values().map(|one| shrunk_line(one)).chain(more).collect()
+}
+
+fn shrunk_line(shrunk: &ShrunkGroup) -> String {
+    let ShrunkGroup { group, voters, created_with, .. } = shrunk;
+    let way_out = match (shrunk.incoming_node, shrunk.learner_node, shrunk.absent_node) {
+        (0, 0, 0) => format!("`shardhost member add {group} NODE` adds one"),
+        (0, 0, node) => format!("`shardhost member add {group} {node}` adds one"),
+        (0, node, _) => {
+            format!("`shardhost member promote {group} {node}` gives its learner a vote")
+        }
+        (node, ..) => format!("the addition of node {node} is under way"),
+    };
+    format!("group {group} has {voters} voters, and was created with {created_with}: {way_out}")
 }
 
 /// Groups that are led and not served.
@@ -389,6 +423,7 @@ fn node_json(node: &Node) -> Value {
         "differing_groups": status.differing_groups,
         "in_doubt": status.in_doubt,
         "leaderless": status.leaderless.as_ref().map_or(0, |groups| groups.count),
+        "shrunk": status.shrunk.as_ref().map_or(0, |groups| groups.count),
         "missing": status.missing.as_ref().map_or(0, |groups| groups.count),
         "founding_waits_for": Some(&status.founding_waits_for).filter(|text| !text.is_empty()),
         "rollback": status.rollback.as_ref().map(|rollback| json!({
@@ -411,7 +446,7 @@ fn node_json(node: &Node) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use shardhost_proto::admin::ShortVoters;
+    use shardhost_proto::admin::{ShortVoters, ShrunkGroups};
 
     use super::*;
 
@@ -457,6 +492,34 @@ mod tests {
         }
         assert_eq!(found.len(), words.len(), "{found:#?}");
         assert_eq!(verdict(2, &found), "NOT WELL: 7 findings; 2 nodes answer");
+    }
+
+    #[test]
+    fn groups_that_lost_a_voter_are_named_with_the_command_that_adds_one() {
+        let shrunk = |group, incoming_node, learner_node, absent_node| ShrunkGroup {
+            group,
+            voters: 2,
+            created_with: 3,
+            incoming_node,
+            learner_node,
+            absent_node,
+        };
+        let first = vec![shrunk(7, 0, 0, 3), shrunk(8, 0, 3, 0), shrunk(9, 3, 3, 0)];
+        let groups = Some(ShrunkGroups { count: 5, first });
+        let status = HostStatus { node: 1, shrunk: groups, ..HostStatus::default() };
+        let found = findings([&status].into_iter(), &Silent::new(), None);
+        let told = "has 2 voters, and was created with 3:";
+        assert_eq!(
+            found,
+            [
+                format!("group 7 {told} `shardhost member add 7 3` adds one"),
+                format!("group 8 {told} `shardhost member promote 8 3` gives its learner a vote"),
+                format!("group 9 {told} the addition of node 3 is under way"),
+                "2 more groups have fewer voters than they were created with; see `shardhost member \
+                 list`"
+                    .to_owned(),
+            ]
+        );
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `shardhost table`: single reads and writes of the table.
 
-use std::io::Write;
+use std::borrow::Cow;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -11,7 +12,8 @@ use serde_json::{Value, json};
 use shardhost::NodeId;
 use shardhost_proto::limits::MAX_SCAN_LIMIT;
 
-use super::output::{Column, bytes_json, table, text};
+use super::output::{Column, bytes_json, table, text, whole_in};
+use super::shown::{lines, shown};
 use super::target::Target;
 
 /// What to do.
@@ -57,7 +59,7 @@ pub enum Command {
         #[arg(long, default_value = "")]
         to: String,
         /// How many at most.
-        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_SCAN_LIMIT)))]
+        #[arg(long, default_value_t = 100, value_parser = whole_in::<u32>(1..=u64::from(MAX_SCAN_LIMIT)))]
         limit: u32,
         #[command(flatten)]
         target: Target,
@@ -121,7 +123,7 @@ async fn delete(key: String, target: &Target) -> anyhow::Result<ExitCode> {
     match target.json {
         true => println!("{}", json!({ "key": key, "index": index, "existed": existed })),
         false if existed => println!("removed at index {index}"),
-        false => println!("there was no key `{key}`"),
+        false => println!("there was no key `{}`", shown(&key)),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -150,6 +152,7 @@ async fn compare_and_set(arguments: CasArguments) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     if !target.json {
+        let key = shown(&key);
         match &written.actual {
             Some(actual) => eprintln!("not done: the value of `{key}` is {}", text(actual)),
             None if written.existed => eprintln!("not done: `{key}` has another value"),
@@ -176,18 +179,25 @@ async fn get(key: String, stale: Option<u64>, target: &Target) -> anyhow::Result
         Some(value) if !target.json => print_raw(&value)?,
         Some(_) => {}
         None => {
-            eprintln!("error: the table has no key `{key}`");
+            eprintln!("error: the table has no key `{}`", shown(&key));
             return Ok(ExitCode::FAILURE);
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// As it is: it may be no text.
 fn print_raw(value: &Bytes) -> anyhow::Result<()> {
     let mut output = std::io::stdout().lock();
-    output.write_all(value)?;
+    output.write_all(&for_reader(value, output.is_terminal()))?;
     Ok(output.write_all(b"\n")?)
+}
+
+/// As it is, for a program: it may be no text. On a terminal, what would control it is escaped.
+fn for_reader(value: &[u8], is_terminal: bool) -> Cow<'_, [u8]> {
+    match is_terminal {
+        true => Cow::Owned(lines(&String::from_utf8_lossy(value)).into_owned().into_bytes()),
+        false => Cow::Borrowed(value),
+    }
 }
 
 async fn scan(from: String, to: String, limit: u32, target: &Target) -> anyhow::Result<ExitCode> {
@@ -206,7 +216,20 @@ async fn scan(from: String, to: String, limit: u32, target: &Target) -> anyhow::
     let rows = page.pairs.iter().map(|pair| vec![text(&pair.key), text(&pair.value)]);
     println!("{}", table(&columns, rows));
     if let Some(next) = page.next {
-        println!("there is more; continue with --from {:?}", text(&next));
+        println!("there is more; continue with --from {:?}", String::from_utf8_lossy(&next));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_is_itself_for_programs_and_harmless_on_a_terminal() {
+        let value = b"\x1b]0;title\x07 \xff\ntwo";
+        assert_eq!(*for_reader(value, false), value[..]);
+        let shown = for_reader(value, true).into_owned();
+        assert_eq!(String::from_utf8(shown).unwrap(), "\\u001b]0;title\\u0007 \u{fffd}\ntwo");
+    }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use shardhost::driver::ANSWERS_WITHIN;
 use shardhost_client::{Client, ClientOptions};
 use shardhost_proto::admin::admin_client::AdminClient;
 use shardhost_proto::admin::{
@@ -15,9 +16,12 @@ use tonic::transport::{Channel, Endpoint};
 use tonic_types::StatusExt;
 
 use super::ended::senseless;
+use super::shown::shown;
 
-/// How long one node may take for one answer.
+/// How long one node may take for an answer that it knows.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long it may take for one for which it asks the catalog: it gives up itself before that, and says why.
+const CATALOG_ANSWER_TIMEOUT: Duration = ANSWERS_WITHIN.saturating_add(ANSWER_TIMEOUT);
 /// Between two questions for a leader.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -188,14 +192,14 @@ impl Node {
     /// Asks the node at `address` who it is.
     pub async fn connect(address: &str) -> anyhow::Result<Self> {
         let mut admin = admin(address)?;
-        let status = in_time(address, admin.status(StatusRequest {})).await?;
+        let status = promptly(address, admin.status(StatusRequest {})).await?;
         Ok(Self { address: address.to_owned(), admin, status })
     }
 
     /// Its status of a group.
     pub async fn group(&self, group: u64) -> anyhow::Result<GroupStatus> {
         let mut admin = self.admin.clone();
-        in_time(&self.address, admin.show_group(ShowGroupRequest { group })).await
+        promptly(&self.address, admin.show_group(ShowGroupRequest { group })).await
     }
 
     /// Where this node and those that it knows are reached.
@@ -250,13 +254,30 @@ pub fn channel(address: &str) -> anyhow::Result<Channel> {
     Ok(endpoint.connect_lazy())
 }
 
-/// The answer of a node that answers in time.
+/// The answer of a node that asks the catalog for it, or may.
 pub async fn in_time<T>(
     address: &str,
     answer: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
 ) -> anyhow::Result<T> {
-    let answer = tokio::time::timeout(ANSWER_TIMEOUT, answer).await;
-    let answer = answer.with_context(|| format!("{address} does not answer"))?;
+    within(CATALOG_ANSWER_TIMEOUT, address, answer).await
+}
+
+/// The answer of a node that asks no other one for it.
+pub async fn promptly<T>(
+    address: &str,
+    answer: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+) -> anyhow::Result<T> {
+    within(ANSWER_TIMEOUT, address, answer).await
+}
+
+async fn within<T>(
+    limit: Duration,
+    address: &str,
+    answer: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+) -> anyhow::Result<T> {
+    let Ok(answer) = tokio::time::timeout(limit, answer).await else {
+        bail!("{address} does not answer within {} s", limit.as_secs())
+    };
     Ok(answer.map_err(|status| said(address, &status))?.into_inner())
 }
 
@@ -280,13 +301,33 @@ pub async fn all_groups(
 /// What a node refused, without the wrapping: its words, and the name of the reason.
 pub fn said(address: &str, status: &tonic::Status) -> anyhow::Error {
     let details = status.get_error_details();
+    // It may quote what clients and other operators said.
+    let words = shown(status.message());
     match (status.code(), details.error_info()) {
         (_, Some(info)) if info.reason == "UNKNOWN_KIND" => {
-            senseless(format!("{address}: {} [{}]", status.message(), info.reason))
+            senseless(format!("{address}: {words} [{}]", info.reason))
         }
-        (_, Some(info)) => anyhow::anyhow!("{address}: {} [{}]", status.message(), info.reason),
+        (_, Some(info)) => anyhow::anyhow!("{address}: {words} [{}]", info.reason),
         // A node that gives a cause was reached.
         (tonic::Code::Unavailable, None) => anyhow::anyhow!("{address} cannot be reached"),
-        (_, None) => anyhow::anyhow!("{address}: {}", status.message()),
+        (_, None) => anyhow::anyhow!("{address}: {words}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A node waits for its catalog longer than for anything else, and says itself that it does not answer.
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_asks_the_catalog_is_given_time_to_say_that_it_does_not_answer() {
+        let unreachable = async || {
+            tokio::time::sleep(ANSWERS_WITHIN).await;
+            Err::<tonic::Response<()>, _>(tonic::Status::unavailable("the catalog does not answer"))
+        };
+        let said = in_time("n1", unreachable()).await.unwrap_err();
+        assert!(!said.to_string().contains("within"), "{said}");
+        let silent = promptly("n1", unreachable()).await.unwrap_err();
+        assert_eq!(silent.to_string(), "n1 does not answer within 3 s");
     }
 }

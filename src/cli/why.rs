@@ -14,7 +14,7 @@ use tonic::Code;
 
 use super::output::{Column, number, table};
 use super::requirement::{capabilities_text, draining_text, requirement_json, requirement_text};
-use super::target::{Node, Target, admin, in_time};
+use super::target::{Node, Target, admin, promptly};
 use opinions::{declined_json, of_replica, of_voters, opinions_json, word};
 
 /// How long a node may take to say whether it holds a replica.
@@ -84,7 +84,7 @@ impl Findings {
     async fn ask(&mut self, node: &Node) {
         let mut admin = node.admin.clone();
         let request = ExplainLeaderRequest { group: self.group };
-        match in_time(&node.address, admin.explain_leader(request)).await {
+        match promptly(&node.address, admin.explain_leader(request)).await {
             Ok(view) => drop(self.views.insert(node.status.node, view)),
             Err(error) => drop(self.silent.insert(node.address.clone(), format!("{error:#}"))),
         }

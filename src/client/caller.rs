@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use dashmap::DashMap;
 use shardhost_proto::client::{Failure, FailureReason};
+use shardhost_proto::limits::wait_of;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::backoff::Backoff;
@@ -309,7 +310,7 @@ impl Trial {
         Self {
             repeat,
             nature,
-            deadline: Instant::now() + within,
+            deadline: Instant::now() + wait_of(within),
             attempt: 0,
             backoff: Backoff::new(),
             in_doubt: false,
@@ -330,7 +331,7 @@ impl Trial {
     fn until(&self, attempt_timeout: Duration) -> Instant {
         match self.repeat {
             Repeat::Plainly | Repeat::InSession => {
-                self.deadline.min(Instant::now() + attempt_timeout)
+                self.deadline.min(Instant::now() + wait_of(attempt_timeout))
             }
             Repeat::Never => self.deadline,
         }

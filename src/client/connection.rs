@@ -8,7 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use shardhost_proto::client::Failure;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::yield_now;
 use tokio::time::timeout;
 use tonic::Streaming;
@@ -60,7 +60,7 @@ impl<W: Wire> Clone for Connection<W> {
 impl<W: Wire> Connection<W> {
     /// Starts the task. Connects nothing yet.
     pub(super) fn start(address: String, options: Arc<ClientOptions>) -> Self {
-        let (calls, receiver) = mpsc::channel(options.max_waiting.max(1));
+        let (calls, receiver) = mpsc::channel(options.max_waiting.clamp(1, Semaphore::MAX_PERMITS));
         tokio::spawn(Task::<W>::new(address, options, receiver).run());
         Self { calls }
     }

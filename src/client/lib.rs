@@ -43,6 +43,7 @@ use std::time::Duration;
 use shardhost_proto::admin::ShowGroupRequest;
 use shardhost_proto::admin::admin_client::AdminClient;
 use shardhost_proto::ids::{GroupId, LogIndex, NodeId};
+use shardhost_proto::limits::wait_of;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 pub use self::error::ClientError;
@@ -127,7 +128,7 @@ impl Client {
         index: LogIndex,
         within: Duration,
     ) -> Result<(), ClientError> {
-        let deadline = Instant::now() + within;
+        let deadline = Instant::now() + wait_of(within);
         let mut seen = "it did not answer".to_owned();
         while Instant::now() < deadline {
             match timeout_at(deadline, self.applied(node, group)).await {

@@ -17,7 +17,7 @@ use super::channel;
 use super::error::ClientError;
 use super::options::ClientOptions;
 use super::wire::{Place, Wire};
-use shardhost_proto::limits::MAP_UNKNOWN;
+use shardhost_proto::limits::{MAP_UNKNOWN, wait_of};
 use shardhost_proto::routing::shard_of;
 use shardhost_proto::shard_map::HASH;
 
@@ -166,7 +166,7 @@ impl Routes {
 
     /// Asks until a node knows the map of shards: one that just started may have to read it first.
     async fn ask_first(&self) -> Result<ShardsReply, ClientError> {
-        let deadline = Instant::now() + self.options.deadline;
+        let deadline = Instant::now() + wait_of(self.options.deadline);
         loop {
             match self.ask_any().await {
                 Err(AskError { is_starting: true, .. }) if Instant::now() < deadline => {

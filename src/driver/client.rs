@@ -28,6 +28,10 @@ use shardhost_policy::catalog::{
     Answer, Command, Done, Operation, Query, Refusal, Revision, decode_reply, encode_reply,
 };
 
+/// How long a question to the catalog may take on a host, until it has the answer or knows that there is
+/// none: until the last node was asked, and until the host knows what that one said.
+pub const ANSWERS_WITHIN: Duration =
+    TIMEOUT.saturating_add(ANSWER_TIMEOUT).saturating_add(super::FRESH_WITHIN);
 /// How long a command or a question is tried.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// How long one node may take to answer.
@@ -110,7 +114,15 @@ impl CatalogClient {
     /// # Errors
     /// [`CatalogError`].
     pub async fn apply(&self, operation: Operation) -> Result<Done, CatalogError> {
-        self.run(&Command::new(now_ms(), operation)).await
+        self.apply_at(now_ms(), operation).await
+    }
+
+    /// Has an operation carried out at this time, in Unix milliseconds: what it creates is recognized by it.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub async fn apply_at(&self, now_ms: u64, operation: Operation) -> Result<Done, CatalogError> {
+        self.run(&Command::new(now_ms, operation)).await
     }
 
     /// The revision of the catalog, at least as it is when this is called.
@@ -119,7 +131,16 @@ impl CatalogClient {
     /// [`CatalogError`].
     pub async fn revision(&self) -> Result<Revision, CatalogError> {
         // At time 0 nothing is due: it changes nothing, and comes after everything before it.
-        Ok(self.run(&Command::new(0, Operation::Tick)).await?.revision)
+        let done = self.run(&Command::new(0, Operation::Tick)).await;
+        Ok(done.map_err(|error| self.not_read(error))?.revision)
+    }
+
+    /// What was only to be read has no outcome that is unknown.
+    pub(super) fn not_read(&self, error: CatalogError) -> CatalogError {
+        match error {
+            CatalogError::Unknown { message } => self.unreachable(message),
+            known => known,
+        }
     }
 
     /// Has an operation applied, unless the record changed since `revision`.

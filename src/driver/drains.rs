@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 use shardhost_groups::NodeId;
 use tokio::sync::watch;
 
+use super::drain_doubts::{DoubtfulDrain, DrainDoubts};
 use super::{CatalogView, Drain, DrainOptions, DrainProgress, Fallback};
 use crate::host::Host;
 use shardhost_policy::catalog::{DrainIntent, DrainState as IntentState, IntentId, Revision};
@@ -43,6 +44,8 @@ pub struct Drains {
     /// The last one of the catalog's that was ended here; it is not begun again by a view from
     /// before that.
     ended: Mutex<Option<IntentId>>,
+    /// Those that the catalog may have recorded or not. Locked before all else.
+    doubts: Mutex<DrainDoubts>,
 }
 
 /// What there is to say of the drain of a node.
@@ -55,12 +58,34 @@ pub struct DrainReport {
     pub intent: Option<IntentId>,
 }
 
+/// How a drain is ended while the catalog does not answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndWithoutCatalog {
+    /// Only this process knows of it.
+    Surely,
+    /// It is over here. If the catalog recorded it, it is ended there when the catalog answers.
+    InDoubt,
+    /// The catalog intends it, or may intend one that this process does not know.
+    NotPossible,
+}
+
+impl EndWithoutCatalog {
+    /// `intent`: that of the drain of this process, if there is one.
+    const fn of(intent: Option<Option<IntentId>>, in_doubt: bool) -> Self {
+        match (intent, in_doubt) {
+            (Some(Some(_)), _) | (None, false) => Self::NotPossible,
+            (_, true) => Self::InDoubt,
+            (Some(None), false) => Self::Surely,
+        }
+    }
+}
+
 impl Drains {
     /// No drain yet.
     #[must_use]
     pub fn new(host: &Host) -> Self {
-        let (current, ended) = (Mutex::default(), Mutex::default());
-        Self { host: host.clone(), catalog: None, current, ended }
+        let (current, ended, doubts) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Self { host: host.clone(), catalog: None, current, ended, doubts }
     }
 
     /// No drain yet; leaderships go where the catalog would have them.
@@ -102,6 +127,11 @@ impl Drains {
     /// Drains the node as the catalog intends, with the deadline that it has by now. Must be called
     /// within a Tokio runtime.
     pub(super) fn follow(&self, intent: &DrainIntent) {
+        let mut doubts = self.doubts.lock();
+        if doubts.is_ended(intent) {
+            return;
+        }
+        doubts.settle(intent);
         // Whatever is to happen at the deadline, the catalog does, and this node follows.
         let left = time_left(intent);
         let mut options = DrainOptions::default().fallback(Fallback::KeepDraining);
@@ -130,6 +160,45 @@ impl Drains {
         }
     }
 
+    /// Ends a drain as far as that is possible while the catalog does not answer.
+    pub fn end_without_catalog(&self) -> EndWithoutCatalog {
+        let mut doubts = self.doubts.lock();
+        let intent = self.report().map(|report| report.intent);
+        let how = EndWithoutCatalog::of(intent, doubts.are_open());
+        if how != EndWithoutCatalog::NotPossible {
+            doubts.end(false);
+            self.end(None);
+        }
+        how
+    }
+
+    /// A drain is about to be recorded in the catalog: whether it is, is in doubt until there is an answer.
+    pub fn doubt(&self, drain: DoubtfulDrain) {
+        self.doubts.lock().note(drain);
+    }
+
+    /// The catalog answered: it is recorded, or surely not.
+    pub fn is_certain(&self, drain: &DoubtfulDrain) {
+        self.doubts.lock().forget(drain);
+    }
+
+    /// Those in doubt are over: the drain that the catalog knew was ended. One that is recorded later is
+    /// ended then.
+    pub fn end_doubtful(&self) {
+        self.doubts.lock().end(true);
+    }
+
+    /// Whether the catalog may have recorded a drain of this node that this process does not know to be.
+    #[must_use]
+    pub fn are_in_doubt(&self) -> bool {
+        self.doubts.lock().are_open()
+    }
+
+    /// Whether this drain of the catalog's was ended here when it was not known to be recorded.
+    pub(super) fn was_ended_in_doubt(&self, intent: &DrainIntent) -> bool {
+        self.doubts.lock().is_ended(intent)
+    }
+
     /// Whether a drain of the catalog's was ended here.
     #[must_use]
     pub fn is_ended(&self, intent: IntentId) -> bool {
@@ -151,5 +220,26 @@ fn time_left(intent: &DrainIntent) -> Option<std::time::Duration> {
     match intent.state {
         IntentState::Drained => None,
         IntentState::Draining | IntentState::Partial | IntentState::GivenUp => Some(intent.left()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_drain_is_not_said_to_be_over_while_the_catalog_may_have_recorded_it() {
+        use EndWithoutCatalog as E;
+        let recorded = Some(Some(IntentId::new(Revision::new(4))));
+        for (intent, in_doubt, how) in [
+            (Some(None), false, E::Surely),
+            (Some(None), true, E::InDoubt),
+            (None, true, E::InDoubt),
+            (None, false, E::NotPossible),
+            (recorded, false, E::NotPossible),
+            (recorded, true, E::NotPossible),
+        ] {
+            assert_eq!(E::of(intent, in_doubt), how, "{intent:?}, {in_doubt}");
+        }
     }
 }

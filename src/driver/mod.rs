@@ -13,6 +13,7 @@
 //! | `allocation`, `replacing` | the allocator of replicas, and its orders on a host |
 //! | `shard_map` | which shards there are, as the catalog has it |
 //! | [`drain`], [`drains`] | a node is emptied of its leaderships, and kept empty |
+//! | [`drain_doubts`] | drains that the catalog may have recorded or not |
 //! | [`versions`] | which versions of the cluster its nodes know, and when it is raised |
 //! | [`view`] | what one host knows of the cluster, as the planner wants it |
 //! | `service` | all of it over gRPC |
@@ -26,6 +27,7 @@ mod client;
 mod dirty_set;
 pub mod drain;
 mod drain_clocks;
+pub mod drain_doubts;
 pub mod drains;
 mod follower;
 mod founding;
@@ -50,12 +52,13 @@ use parking_lot::Mutex;
 use shardhost_groups::machine::StateMachine;
 use shardhost_groups::selector::GroupSelector;
 use shardhost_groups::{GroupId, NodeId, OpenGroupError};
+use shardhost_proto::limits::wait_of;
 use shardhost_proto::system::system_server::SystemServer;
 use shardhost_proto::{balance, system as wire};
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-pub use self::client::{CatalogClient, CatalogError};
+pub use self::client::{ANSWERS_WITHIN, CatalogClient, CatalogError};
 pub use self::drain::{Drain, DrainOptions, DrainProgress, DrainState, Fallback};
 use self::drains::Drains;
 pub use self::reconciler::life_of;
@@ -277,7 +280,7 @@ impl System {
     /// Waits until a replica of a group is open on this host, or parked, or until nothing is left
     /// of one; false: that takes longer. One that the log holds may not be open yet.
     pub async fn await_replica(&self, group: GroupId, held: bool, within: Duration) -> bool {
-        let deadline = tokio::time::Instant::now() + within;
+        let deadline = tokio::time::Instant::now() + wait_of(within);
         let mut ticks = tokio::time::interval(Duration::from_millis(10));
         loop {
             ticks.tick().await;
@@ -380,7 +383,7 @@ async fn fresh_view(
     view: &mut watch::Receiver<CatalogView>,
 ) -> Result<Arc<View>, CatalogError> {
     let revision = client.revision().await?;
-    view_at(client, view, revision).await
+    view_at(client, view, revision).await.map_err(|error| client.not_read(error))
 }
 
 /// The catalog as this host knows it, once it knows this revision.

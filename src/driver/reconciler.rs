@@ -351,6 +351,9 @@ impl Reconciler {
 
     /// Drains this node while the catalog intends it. Returns when to look again, if soon.
     async fn follow_drain(&self, view: &View, intent: Option<&DrainIntent>) -> Option<Duration> {
+        if let Some(intent) = intent.filter(|intent| self.drains.was_ended_in_doubt(intent)) {
+            return self.end_recorded(intent).await;
+        }
         let goes_on =
             |intent: &&DrainIntent| intent.keeps_leaders_away() && !self.drains.is_ended(intent.id);
         let Some(intent) = intent.filter(goes_on) else {
@@ -377,6 +380,24 @@ impl Reconciler {
         if let Err(error) = self.client.apply(operation).await {
             tracing::warn!(%error, "the end of a drain is not recorded in the catalog");
             return Some(RETRY_AFTER);
+        }
+        None
+    }
+
+    /// Ends a drain in the catalog that turned out to be recorded after an operator ended it here. What is
+    /// under way here is another one.
+    async fn end_recorded(&self, intent: &DrainIntent) -> Option<Duration> {
+        let operation = Operation::EndDrain { node: intent.node, intent: intent.id };
+        match self.client.apply(operation).await {
+            Ok(_) => {
+                tracing::info!("a drain of this node was recorded that had been ended; it is ended")
+            }
+            // A view from before its end.
+            Err(CatalogError::Refused(_)) => {}
+            Err(error) => {
+                tracing::warn!(%error, "a drain that was ended here is still in the catalog");
+                return Some(RETRY_AFTER);
+            }
         }
         None
     }

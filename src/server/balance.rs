@@ -14,7 +14,8 @@ use tonic::{Code, Request, Response, Status};
 
 use super::catalog::of_catalog;
 use super::refusals::refusal;
-use shardhost::driver::drains::{DrainReport, Drains};
+use shardhost::driver::drain_doubts::DoubtfulDrain;
+use shardhost::driver::drains::{DrainReport, Drains, EndWithoutCatalog};
 use shardhost::driver::view::{add_loads, local_view};
 use shardhost::driver::{CatalogError, DrainOptions, DrainProgress, DrainState, Fallback, System};
 use shardhost::host::Host;
@@ -83,6 +84,7 @@ impl BalanceService {
             elapsed_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
             undrainable: undrainable.collect(),
             durable,
+            in_doubt: self.drains.are_in_doubt(),
             expires_in_ms: intent.and_then(|intent| self.expires_in_ms(intent)),
         }
     }
@@ -125,7 +127,8 @@ impl BalanceService {
         Err(of_catalog(&Refusal::Stranded { node, groups, total }.into()))
     }
 
-    /// Records it in the catalog; `None`: there is none, or it does not answer.
+    /// Records it in the catalog; `None`: there is none, or it does not answer. Whether it is recorded
+    /// then may be in doubt, also when the one who asks goes away meanwhile.
     async fn intend(
         &self,
         request: &wire::DrainRequest,
@@ -147,10 +150,20 @@ impl BalanceService {
             if request.accept_stranded { Stranding::Accept } else { Stranding::Refuse },
         );
         let (node, owner) = (self.host.node_id(), owner_of(request));
+        let doubtful = DoubtfulDrain { owner: owner.clone(), begun_ms: now };
+        self.drains.doubt(doubtful.clone());
         let new = NewDrain { node, owner, deadline_ms, expires_ms, fallback, stranding };
-        match system.catalog().apply(Operation::BeginDrain(new)).await {
+        let begun = system.catalog().apply_at(now, Operation::BeginDrain(new)).await;
+        if !matches!(begun, Err(CatalogError::Unknown { .. })) {
+            self.drains.is_certain(&doubtful);
+        }
+        match begun {
             Ok(done) => Ok(Some(IntentId::new(done.revision))),
             Err(error @ CatalogError::Refused(_)) => Err(of_catalog(&error)),
+            Err(error @ CatalogError::Unknown { .. }) => {
+                tracing::warn!(%error, "whether the drain of this node is recorded is unknown");
+                Ok(None)
+            }
             Err(error) => {
                 tracing::warn!(%error, "the drain of this node ends with its process");
                 Ok(None)
@@ -206,7 +219,13 @@ impl Balance for BalanceService {
             options = options.fallback(Fallback::Undrain);
         }
         self.drains.begin(options, owner_of(&request), intent).map_err(|error| {
-            refusal(Code::AlreadyExists, "ALREADY_DRAINING", error.to_string(), [])
+            match self.drains.are_in_doubt() {
+                true => {
+                    let words = format!("{error}; whether another one is recorded is unknown");
+                    refusal(Code::DeadlineExceeded, "OUTCOME_UNKNOWN", words, [])
+                }
+                false => refusal(Code::AlreadyExists, "ALREADY_DRAINING", error.to_string(), []),
+            }
         })?;
         Ok(Response::new(self.status()))
     }
@@ -216,17 +235,26 @@ impl Balance for BalanceService {
         _: Request<wire::UndrainRequest>,
     ) -> Result<Response<wire::DrainStatus>, Status> {
         let node = self.host.node_id();
-        let intent = match &self.system {
-            Some(system) => self.intended(system).await?,
-            None => None,
+        let Some(system) = &self.system else {
+            self.drains.end(None);
+            return Ok(Response::new(self.status()));
         };
-        if let (Some(system), Some(intent)) = (&self.system, intent) {
+        // A node that just started knows nothing yet of what the catalog intends.
+        let intent = match system.fresh_view().await {
+            Ok(view) => view.drains().get(&node).map(|drain| drain.id),
+            Err(error) => {
+                self.end_without_catalog(&error)?;
+                return Ok(Response::new(self.status()));
+            }
+        };
+        if let Some(intent) = intent {
             match system.catalog().apply(Operation::EndDrain { node, intent }).await {
                 // It expired, or was ended before.
                 Ok(_) | Err(CatalogError::Refused(_)) => {}
                 Err(error) => return Err(of_catalog(&error)),
             }
         }
+        self.drains.end_doubtful();
         self.drains.end(intent);
         Ok(Response::new(self.status()))
     }
@@ -275,18 +303,21 @@ impl Balance for BalanceService {
 }
 
 impl BalanceService {
-    /// The drain of this node that the catalog intends. A node that just started knows nothing of
-    /// it yet. Without a catalog that answers, a drain that it does not know of can still be ended.
-    async fn intended(&self, system: &System) -> Result<Option<IntentId>, Status> {
+    /// Ends a drain that the catalog does not know of, although it does not answer. When it may know of
+    /// it, that is said.
+    fn end_without_catalog(&self, error: &CatalogError) -> Result<(), Status> {
         let node = self.host.node_id();
-        match system.fresh_view().await {
-            Ok(view) => Ok(view.drains().get(&node).map(|drain| drain.id)),
-            Err(error) => {
-                let report = self.drains.report();
-                match report.is_some_and(|report| report.intent.is_none()) {
-                    true => Ok(None),
-                    false => Err(of_catalog(&error)),
-                }
+        match self.drains.end_without_catalog() {
+            EndWithoutCatalog::Surely => Ok(()),
+            EndWithoutCatalog::NotPossible => Err(of_catalog(error)),
+            EndWithoutCatalog::InDoubt => {
+                let words = format!(
+                    "node {node} takes leaderships again, but whether the catalog recorded its drain is \
+                     unknown: {error}. If it did, the node ends the drain when the catalog answers. A \
+                     node that stops before that is drained again when it is back: run `shardhost drain \
+                     end {node}` again once the catalog answers"
+                );
+                Err(refusal(Code::DeadlineExceeded, "OUTCOME_UNKNOWN", words, []))
             }
         }
     }

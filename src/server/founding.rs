@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use shardhost_groups::runtime::MachineFactory;
 use shardhost_groups::{GroupSpec, OpenGroupError};
+use shardhost_proto::limits::wait_of;
 use shardhost_storage::GroupId;
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -168,7 +169,7 @@ async fn create(
 
 /// Waits until this host holds a replica of a group; false: that takes longer.
 pub(super) async fn await_replica(host: &Host, group: GroupId, within: Duration) -> bool {
-    let deadline = Instant::now() + within;
+    let deadline = Instant::now() + wait_of(within);
     let mut ticks = tokio::time::interval(POLL_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     while host.group(group).is_none() {

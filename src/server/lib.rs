@@ -57,6 +57,7 @@ use shardhost::driver::drains::Drains;
 use shardhost::driver::{Drain, DrainOptions};
 use shardhost::driver::{GroupMachines, SYSTEM_GROUP, System};
 use shardhost::host::{Host, HostConfig, Shutdown, StartError};
+use shardhost_proto::limits::wait_of;
 use shardhost_proto::shard_map::MapMismatch;
 
 pub use config::{ConfigError, ServerConfig};
@@ -263,7 +264,7 @@ impl Server {
     /// Waits until this node holds the shards that it founds, or held them before; false: that takes
     /// longer. Those of a new cluster are created once every founder has said that its disk is new.
     pub async fn await_shards(&self, within: Duration) -> bool {
-        let deadline = tokio::time::Instant::now() + within;
+        let deadline = tokio::time::Instant::now() + wait_of(within);
         for group in self.founded.iter() {
             let left = deadline.saturating_duration_since(tokio::time::Instant::now());
             if self.host.tombstone(*group).is_ok_and(|left| left.is_some()) {

@@ -18,7 +18,7 @@
 //!
 //! Pure but for the text of the address: time and connections are the caller's.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 /// Why a text is no address.
@@ -58,6 +58,17 @@ pub fn check_address(address: &str) -> Result<(), AddressError> {
     let in_names = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
     if host.is_empty() || !host.bytes().all(in_names) {
         return wrong("; a host has letters, digits, '.', '-' and '_'");
+    }
+    if host.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
+        return match host.parse::<Ipv4Addr>() {
+            Ok(_) => Ok(()),
+            Err(_) => wrong("; a host of digits and dots is an IPv4 address, and that is none"),
+        };
+    }
+    // A name from the root on ends with a dot.
+    let mut labels = host.strip_suffix('.').unwrap_or(host).split('.');
+    if labels.any(|label| label.is_empty() || label.starts_with('-') || label.ends_with('-')) {
+        return wrong("; the parts of a name are not empty, and neither begin nor end with '-'");
     }
     Ok(())
 }

@@ -20,6 +20,7 @@ async fn every_receipt_is_taken_and_every_write_has_a_command() {
     receipts_that_are_printed_are_taken(&node).await;
     no_shard_waits_behind_the_others(&node).await;
     tables_in_a_pipe_are_ascii(&node).await;
+    what_clients_write_controls_no_terminal(&node).await;
     node.stop().await;
 }
 
@@ -91,6 +92,44 @@ async fn no_shard_waits_behind_the_others(node: &Node) {
         shards.insert(received["messages"][0]["shard"].as_u64().unwrap());
     }
     assert!(shards.len() > 1, "always the same shard is asked first: {shards:?}");
+}
+
+async fn what_clients_write_controls_no_terminal(node: &Node) {
+    let evil = "a\u{1b}[2J\u{1b}]0;title\u{7}\nb\u{9b}1m\r\u{7f}";
+    node.run(&["table", "put", evil, evil]).await.ok();
+    node.run(&["queue", "send", evil, evil]).await.ok();
+    let begin = ["drain", "begin", "1", "--even-if-ineligible", "--no-wait", "--owner", evil];
+    for command in [
+        &["table", "scan", "--from", "a\u{1b}"][..],
+        &["table", "cas", evil, "--expect", "x", "--value", "y"],
+        &["table", "get", &format!("{evil}?")],
+        &["table", "delete", &format!("{evil}?")],
+        &["queue", "peek", "--limit", "1000"],
+        &["queue", "receive", "--max", "1", "--partition-key", evil],
+        &begin,
+        &begin,
+        &["drain", "status", "1"],
+        &["drain", "end", "1"],
+        &["balance", "stop", "--reason", evil],
+        &["balance", "status"],
+        &["status"],
+        &["balance", "resume"],
+        &["group", "show", evil],
+    ] {
+        for more in [&[][..], &["--json"]] {
+            let ended = node.run(&[command, more].concat()).await;
+            for output in [&ended.stdout, &ended.stderr] {
+                let controls = |c: char| c.is_control() && c != '\n';
+                assert!(!output.contains(controls), "{command:?}: {ended:?}");
+            }
+        }
+    }
+    let unreachable = run(&["status", "--at", &format!("{evil}:1")]).await;
+    assert!(!unreachable.stderr.contains('\u{1b}'), "{unreachable:?}");
+    // A program gets what was put there.
+    let raw = node.run(&["table", "get", evil]).await.ok();
+    assert_eq!(raw.strip_suffix('\n'), Some(evil));
+    assert_eq!(node.run(&["table", "get", evil, "--json"]).await.json()["value"], evil);
 }
 
 async fn tables_in_a_pipe_are_ascii(node: &Node) {

@@ -1,7 +1,8 @@
 //! What commands end with that were done in part, or whose outcome is not known, and what they name.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -17,6 +18,12 @@ async fn what_waits_for_a_node_that_is_down_is_named_and_ends_with_3() {
     cluster.run(&["table", "put", "color", "red"]).await.ok();
     what_was_recorded_is_shown_wherever_one_asks(&mut cluster).await;
     cluster.kill(4).await;
+    let alone = ["group", "create", "78", "--kind", "table", "--voters", "4"];
+    let nowhere = cluster.run(&alone).await;
+    assert_eq!(nowhere.code, 1, "{nowhere:?}");
+    assert!(nowhere.stderr.contains("nothing was created or recorded"), "{nowhere:?}");
+    let nobody = cluster.run(&["member", "replace", SHARD, "9", "1"]).await;
+    assert!(nobody.code == 1 && nobody.stderr.contains("has no node 9"), "{nobody:?}");
     a_group_is_created_without_a_voter_that_is_down(&cluster).await;
     a_replacement_goes_on_and_another_one_is_told_of_it(&cluster).await;
     cluster.restart(4).await;
@@ -123,4 +130,106 @@ async fn what_makes_no_sense_is_refused_with_what_is_wrong() {
     let stays = node.run(&["leader", "transfer", SHARD, "--first-fit", "1"]).await.ok();
     assert!(stays.contains("is led by node 1 already"), "{stays}");
     node.stop().await;
+}
+
+/// The catalog's leader loses its quorum while it records a drain of its node: the entry may be committed
+/// when the others are back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_whose_record_is_in_doubt_is_ended_for_good() {
+    let directory = TempDir::new().unwrap();
+    let mut cluster = Supervised::start(directory.path(), 1, 1).await;
+    cluster.run(&["table", "put", "color", "red"]).await.ok();
+    cluster.run(&["leader", "transfer", "0", "1"]).await.ok();
+    let one = cluster.addresses()[&1].clone();
+    let at = ["--at", &one, "--json"];
+    for node in [2, 3] {
+        cluster.signal(node, Signal::STOP);
+    }
+    let begin = ["drain", "begin", "1", "--even-if-ineligible", "--no-wait", "--owner", "ann"];
+    let begun = run(&[&begin[..], &at].concat()).await;
+    assert_eq!(begun.code, 3, "{begun:?}");
+    assert!(begun.stderr.contains("whether the catalog recorded that is unknown"), "{begun:?}");
+    assert_eq!(begun.json()["in_doubt"], true, "{begun:?}");
+    let ended = run(&[&["drain", "end", "1"][..], &at].concat()).await;
+    assert_eq!(ended.code, 3, "{ended:?}");
+    assert!(ended.stderr.contains("run `shardhost drain end 1` again"), "{ended:?}");
+    // What is only looked at has no outcome, and the node that was asked answers.
+    let listed = run(&[&["node", "list"][..], &at].concat()).await;
+    assert!(listed.code == 1 && listed.stderr.contains("CATALOG_UNREACHABLE"), "{listed:?}");
+    let looked = run(&[&["drain", "status", "2"][..], &at].concat()).await;
+    assert!(looked.code == 1 && !looked.stderr.contains("takes effect"), "{looked:?}");
+    for node in [2, 3] {
+        cluster.signal(node, Signal::CONT);
+    }
+    // The catalog answers again, and has applied everything that was under way.
+    cluster.run(&["drain", "end", "1", "--timeout", "60"]).await.ok();
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(3) {
+        let status = run(&[&["drain", "status", "1"][..], &at].concat()).await.json();
+        assert_eq!((&status["draining"], &status["in_doubt"]), (&json!(false), &json!(false)));
+    }
+    cluster.kill_all().await;
+}
+
+/// Half of the shards serve no users: they are waited for together, and hold up no message.
+#[tokio::test(flavor = "multi_thread")]
+async fn shards_of_a_queue_that_do_not_serve_are_waited_for_side_by_side() {
+    let directory = TempDir::new().unwrap();
+    let node = Node::start(&directory.path().display().to_string(), &["--queues", "8"]).await;
+    for key in 0..40 {
+        node.run(&["queue", "send", &format!("key {key}"), "a body"]).await.ok();
+    }
+    for shard in [2_000_000, 2_000_002, 2_000_004, 2_000_006] {
+        let group = shard.to_string();
+        node.run(&["group", "require", &group, "gpu", "--even-if-ineligible"]).await.ok();
+        node.await_text(&["group", "show", &group], &["serves no users"]).await;
+    }
+    for command in ["peek", "receive"] {
+        let began = Instant::now();
+        let limit = if command == "peek" { ["--limit", "1000"] } else { ["--max", "1000"] };
+        let arguments = [&["queue", command, "--timeout", "3", "--json"][..], &limit].concat();
+        let ended = node.run(&arguments).await;
+        assert_eq!(ended.code, 3, "{ended:?}");
+        assert!(began.elapsed() < Duration::from_secs(9), "{:?}", began.elapsed());
+        let shown = ended.json();
+        assert!(!shown["messages"].as_array().unwrap().is_empty(), "{shown}");
+        let failed: Vec<&String> = shown["failed"].as_object().unwrap().keys().collect();
+        assert_eq!(failed, ["0", "2", "4", "6"], "{shown}");
+    }
+    node.run(&["queue", "send", "key 1", "another"]).await;
+    // A message is printed before the others have failed.
+    let peek = ["queue", "peek", "--limit", "1000", "--timeout", "60"];
+    let mut waiting = node.begin(&peek);
+    let began = Instant::now();
+    waiting.await_line("a body").await;
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+    waiting.signal(Signal::KILL);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_that_lost_a_voter_is_a_finding() {
+    let directory = TempDir::new().unwrap();
+    let mut cluster = Supervised::start(directory.path(), 1, 1).await;
+    cluster.run(&["table", "put", "color", "red"]).await.ok();
+    let found = async |words: &str| {
+        let began = Instant::now();
+        loop {
+            let status = cluster.run(&["status", "--json"]).await;
+            let shown = status.json();
+            let findings = shown["findings"].as_array().unwrap();
+            if findings.iter().any(|line| line.as_str().unwrap().contains(words)) {
+                assert_eq!(status.code, 1, "{status:?}");
+                return;
+            }
+            assert!(began.elapsed() < TIMEOUT, "{shown}");
+        }
+    };
+    cluster.change_member("remove", SHARD, 3).await;
+    found("group 1000000 has 2 voters, and was created with 3: `shardhost member add 1000000 3`")
+        .await;
+    cluster.change_member("add", SHARD, 3).await;
+    cluster.run(&["member", "demote", SHARD, "3", "--timeout", "60"]).await;
+    found("`shardhost member promote 1000000 3` gives its learner a vote").await;
+    cluster.kill_all().await;
 }

@@ -10,7 +10,8 @@ use shardhost_proto::admin as wire;
 
 use super::metrics::policy_metrics;
 use super::shown::{
-    differing_groups, failed_replicas, impairment, leaderless, missing, short_voters, stalled,
+    differing_groups, failed_replicas, impairment, leaderless, missing, short_voters, shrunk,
+    stalled,
 };
 use super::{AdminService, SAMPLES, WINDOW};
 use crate::explain::advertisement_to_wire;
@@ -73,6 +74,7 @@ impl AdminService {
             clock: clock.map(|alarm| alarm.to_string()).unwrap_or_default(),
             stalled: stalled(&statuses),
             short: short_voters(&statuses, &live),
+            shrunk: view.as_deref().map(|view| shrunk(&statuses, view)),
             missing: view.as_deref().map(|view| missing(&self.host, view)),
             has_catalog: self.intentions.has_catalog(),
             catalog_known: view.is_some(),

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use shardhost_groups::runtime::ParkedReplica;
 use shardhost_groups::{Group, GroupId, GroupStatus, LogIndex, NodeId, ReplicaId, Role};
 use shardhost_proto::{admin as wire, log};
-use shardhost_storage::Doubt;
 use shardhost_storage::convert::membership_to_message;
+use shardhost_storage::{Doubt, Membership};
 
 use shardhost::host::Host;
 use shardhost_policy::catalog::{GroupState, View};
@@ -72,6 +72,46 @@ pub(super) fn short_voters(
         groups: Some(count_of(groups)),
     };
     short.into_iter().map(of_node).collect()
+}
+
+/// The groups that are led here and have fewer voters than the catalog had them created with.
+pub(super) fn shrunk(statuses: &[Arc<GroupStatus>], view: &View) -> wire::ShrunkGroups {
+    let led = statuses.iter().filter(|status| status.is_leader());
+    let shrunk = led.filter_map(|status| {
+        let known = view.groups().get(&status.id)?;
+        (known.state == GroupState::Active)
+            .then(|| shrunk_group(status.id, &status.membership, &known.founders))?
+    });
+    let mut first: Vec<wire::ShrunkGroup> = shrunk.collect();
+    first.sort_unstable_by_key(|shrunk| shrunk.group);
+    let count = first.len() as u64;
+    first.truncate(MAX_FAILED_SHOWN);
+    wire::ShrunkGroups { count, first }
+}
+
+/// What a group lacks that was created on these nodes; `None`: no voter.
+fn shrunk_group(
+    group: GroupId,
+    membership: &Membership,
+    founders: &[NodeId],
+) -> Option<wire::ShrunkGroup> {
+    let voters = membership.voters().count();
+    if voters >= founders.len() {
+        return None;
+    }
+    let members: BTreeSet<NodeId> = membership.members.values().map(|one| one.node).collect();
+    let incoming = membership.incoming.as_ref();
+    let incoming = incoming.and_then(|incoming| membership.members.get(&incoming.replica));
+    let number = |node: Option<NodeId>| node.map_or(0, NodeId::get);
+    let count = |voters: usize| u32::try_from(voters).unwrap_or(u32::MAX);
+    Some(wire::ShrunkGroup {
+        group: group.get(),
+        voters: count(voters),
+        created_with: count(founders.len()),
+        incoming_node: number(incoming.map(|member| member.node)),
+        learner_node: number(membership.learners().map(|(_, node)| node).min()),
+        absent_node: number(founders.iter().copied().find(|node| !members.contains(node))),
+    })
 }
 
 /// The groups of which the catalog intends a replica on this node, and there is none, not even one
@@ -198,4 +238,36 @@ pub(super) fn stalled(statuses: &[Arc<GroupStatus>]) -> Vec<wire::Stalled> {
         Some(wire::Stalled { group: status.id.get(), reason })
     });
     stalled.take(MAX_FAILED_SHOWN).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use shardhost_storage::Member;
+
+    use super::*;
+
+    #[test]
+    fn a_group_with_fewer_voters_than_at_first_is_shrunk() {
+        let founders = [1, 2, 3].map(NodeId::must);
+        let group = GroupId::new(7);
+        let of = |voters: &[u64], learners: &[u64]| {
+            let all = voters.iter().map(|node| (node, true));
+            let all = all.chain(learners.iter().map(|node| (node, false)));
+            let members = all.map(|(node, voter)| {
+                let mut member = Member::voter(NodeId::must(*node));
+                (member.voter, member.learner) = (voter, !voter);
+                (ReplicaId::must(*node), member)
+            });
+            let mut membership = Membership::default();
+            membership.members = members.collect();
+            shrunk_group(group, &membership, &founders)
+        };
+        assert_eq!(of(&[1, 2, 3], &[]), None);
+        assert_eq!(of(&[1, 2, 4], &[5]), None, "as many, elsewhere");
+        let removed = of(&[1, 2], &[]).unwrap();
+        assert_eq!((removed.voters, removed.created_with), (2, 3));
+        assert_eq!((removed.absent_node, removed.learner_node, removed.incoming_node), (3, 0, 0));
+        let demoted = of(&[1, 2], &[3]).unwrap();
+        assert_eq!((demoted.absent_node, demoted.learner_node), (0, 3));
+    }
 }

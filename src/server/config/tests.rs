@@ -63,6 +63,23 @@ fn what_makes_no_sense_is_refused_by_name() {
     assert!(twice.contains("node 1 is named twice"), "{twice}");
     let twice = refused(&|c| c.shards.voters = vec![1, 1]);
     assert!(twice.contains("voters") && twice.contains("node 1 is named twice"), "{twice}");
+    let year = 365 * 24 * 60 * 60;
+    type Seconds = fn(&mut ServerConfig) -> &mut u64;
+    let seconds: [(&str, Seconds); 4] = [
+        ("planner-warm-up", |c| &mut c.planner_warm_up),
+        ("planner-rest", |c| &mut c.planner_rest),
+        ("consistency-check", |c| &mut c.consistency_check),
+        ("consistency-check-hibernating", |c| &mut c.consistency_check_hibernating),
+    ];
+    for (key, of) in seconds {
+        for long in [year + 1, u64::MAX] {
+            let refused = refused(&|c| *of(c) = long);
+            assert!(refused.contains(key) && refused.contains("at most"), "{refused}");
+        }
+        let mut config = example();
+        *of(&mut config) = year;
+        config.validate().unwrap();
+    }
     let port = refused(&|c| {
         c.nodes.insert("1".to_owned(), "somewhere".to_owned());
     });
@@ -71,7 +88,14 @@ fn what_makes_no_sense_is_refused_by_name() {
 
 #[test]
 fn an_address_is_a_host_and_a_port() {
-    for good in ["10.0.0.1:7400", "host-1.example.org:1", "[::1]:7400", "my_host:65535"] {
+    for good in [
+        "10.0.0.1:7400",
+        "host-1.example.org:1",
+        "host.example.org.:1",
+        "[::1]:7400",
+        "my_host:65535",
+        "1a.2:7400",
+    ] {
         check_address(good).unwrap();
     }
     for (bad, why) in [
@@ -89,6 +113,15 @@ fn an_address_is_a_host_and_a_port() {
         ("x:0", "1 to 65535"),
         ("x:65536", "1 to 65535"),
         ("user@x:1", "a host has"),
+        ("256.1.1.1:1", "IPv4 address"),
+        ("10.0.1:1", "IPv4 address"),
+        ("12:1", "IPv4 address"),
+        (".:1", "IPv4 address"),
+        ("x..y:1", "not empty"),
+        (".x:1", "not empty"),
+        ("x..:1", "not empty"),
+        ("-x:1", "begin nor end"),
+        ("x-.y:1", "begin nor end"),
     ] {
         let error = check_address(bad).unwrap_err().to_string();
         assert!(error.contains("host:port") && error.contains(why), "{bad}: {error}");

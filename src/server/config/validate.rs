@@ -15,6 +15,9 @@ use super::error::{ConfigError, wrong};
 use super::{MAX_CLIENT_MEMORY_MIB, ServerConfig};
 use crate::service::MIN_CLIENT_BYTES;
 
+/// Longest time in the configuration.
+const MAX_SECONDS: u64 = 365 * 24 * 60 * 60;
+
 impl ServerConfig {
     /// Checks what the types do not.
     ///
@@ -60,6 +63,17 @@ impl ServerConfig {
         for (key, count) in [("tables", self.shards.tables), ("queues", self.shards.queues)] {
             if count > MAX_SHARDS {
                 return Err(wrong(key, format!("{count} shards; at most {MAX_SHARDS}")));
+            }
+        }
+        for (key, seconds) in [
+            ("planner-warm-up", self.planner_warm_up),
+            ("planner-rest", self.planner_rest),
+            ("consistency-check", self.consistency_check),
+            ("consistency-check-hibernating", self.consistency_check_hibernating),
+        ] {
+            if seconds > MAX_SECONDS {
+                let bounds = format!("{seconds} seconds; at most {MAX_SECONDS}, which is a year");
+                return Err(wrong(key, bounds));
             }
         }
         self.validate_left_out(node)?;
