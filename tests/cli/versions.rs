@@ -146,7 +146,7 @@ async fn a_removed_node_is_gone_for_good_and_its_number_is_never_given_again() {
     servers.start(2, &[]);
     await_well(&servers).await;
 
-    // It does not come back, whatever it says, and whoever names it.
+    // It does not come back, whatever it says, and wherever it is named.
     servers.start(3, &[]);
     assert_eq!(servers.end(3).await.code(), Some(1));
     assert!(servers.log(3).contains("was removed from the cluster"), "{}", servers.log(3));
