@@ -386,7 +386,7 @@ async fn a_client_that_reads_no_replies_is_not_read_either() {
     cluster.stop().await;
 }
 
-/// Whoever does not want to wait in vain says so with the longest time there is.
+/// A caller that waits however long it takes names the longest time there is.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_longest_deadline_is_one() {
     let cluster = Cluster::start().await;

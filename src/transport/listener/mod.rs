@@ -3,7 +3,9 @@
 //! A connection is *silent* until its first request is admitted: as a client's ([`admit_clients`]),
 //! or as a peer's, whose greeting was valid. Each kind has a separate share, so that no number of
 //! clients keeps peers out, and no number of silent connections keeps out either: the oldest silent
-//! one makes way for the next. Accepting continues whatever fails, at a bounded pace.
+//! one makes way for the next. When the share of clients is full, the one of them that had no open request
+//! for longest makes way for the next, if that is for a minute: a client that keeps a stream open, or asks
+//! once a minute, keeps its place. Accepting continues whatever fails, at a bounded pace.
 
 mod admit;
 mod stream;

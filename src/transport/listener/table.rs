@@ -5,10 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// How long a connection may be open before its first request is let in.
 const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A client's connection without an open request for so long makes way for another client.
+const IDLE_BEFORE_IT_ENDS: Duration = Duration::from_secs(60);
 
 /// Bounds of the connections of one listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,7 +20,8 @@ const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct ConnectionLimits {
     /// Connections without a request so far. One more ends the oldest of them.
     pub silent: usize,
-    /// Connections of clients and operators. A further one is refused at its first request.
+    /// Connections of clients and operators. A further one ends the one that had no open request for
+    /// longest, if that is for 60 seconds, and else is refused at its first request.
     pub clients: usize,
     /// Connections of peers, beside those of clients.
     pub peers: usize,
@@ -56,7 +61,7 @@ pub struct ConnectionStats {
     /// Open, of clients and operators.
     pub clients: usize,
     pub peers: usize,
-    /// Silent ones that were ended, after too long or to make way for others.
+    /// Silent ones that were ended, after too long or to make way for others, and idle ones of clients.
     pub ended: u64,
     /// Refused, because there are as many of their kind as there may be.
     pub refused: u64,
@@ -85,6 +90,10 @@ struct State {
     open: HashMap<u64, Open>,
     /// Oldest first, for their numbers grow.
     silent: BTreeSet<u64>,
+    /// Those of clients without an open request, and since when, longest first.
+    idle: BTreeSet<(Instant, u64)>,
+    /// Those of clients that were ended and are not closed yet.
+    leaving: usize,
     stats: ConnectionStats,
 }
 
@@ -92,6 +101,18 @@ struct State {
 struct Open {
     kind: Kind,
     cut: CancellationToken,
+    /// Requests whose answer is not complete.
+    requests: usize,
+    /// Its place among the idle ones.
+    idle_since: Option<Instant>,
+    /// It was ended for another one.
+    leaves: bool,
+}
+
+impl Open {
+    const fn new(cut: CancellationToken) -> Self {
+        Self { kind: Kind::Silent, cut, requests: 0, idle_since: None, leaves: false }
+    }
 }
 
 impl State {
@@ -106,11 +127,48 @@ impl State {
     fn set(&mut self, id: u64, kind: Kind) {
         let Some(open) = self.open.get_mut(&id) else { return };
         let before = std::mem::replace(&mut open.kind, kind);
+        if let Some(since) = open.idle_since.take() {
+            self.idle.remove(&(since, id));
+        }
         if before == Kind::Silent {
             self.silent.remove(&id);
         }
         *self.count(before) -= 1;
         *self.count(kind) += 1;
+    }
+
+    /// Ends the client's connection that was idle for longest; false: none was for long enough.
+    fn end_idle(&mut self) -> bool {
+        let Some((since, id)) = self.idle.first().copied() else { return false };
+        if since.elapsed() < IDLE_BEFORE_IT_ENDS {
+            return false;
+        }
+        self.idle.pop_first();
+        if let Some(open) = self.open.get_mut(&id) {
+            (open.idle_since, open.leaves) = (None, true);
+            open.cut.cancel();
+            self.leaving += 1;
+            self.stats.ended += 1;
+        }
+        true
+    }
+
+    fn begin_request(&mut self, id: u64) {
+        let Some(open) = self.open.get_mut(&id) else { return };
+        open.requests += 1;
+        if let Some(since) = open.idle_since.take() {
+            self.idle.remove(&(since, id));
+        }
+    }
+
+    fn end_request(&mut self, id: u64) {
+        let Some(open) = self.open.get_mut(&id) else { return };
+        open.requests -= 1;
+        if open.requests == 0 && open.kind == Kind::Client && !open.leaves {
+            let now = Instant::now();
+            open.idle_since = Some(now);
+            self.idle.insert((now, id));
+        }
     }
 }
 
@@ -142,7 +200,7 @@ impl Connections {
         }
         state.last_id += 1;
         let id = state.last_id;
-        state.open.insert(id, Open { kind: Kind::Silent, cut: cut.clone() });
+        state.open.insert(id, Open::new(cut.clone()));
         state.silent.insert(id);
         state.stats.silent += 1;
         (Connection { id, table: Arc::clone(self) }, cut)
@@ -157,6 +215,10 @@ impl Connections {
         let mut state = self.state.lock();
         if let Some(open) = state.open.remove(&id) {
             state.silent.remove(&id);
+            if let Some(since) = open.idle_since {
+                state.idle.remove(&(since, id));
+            }
+            state.leaving -= usize::from(open.leaves);
             *state.count(open.kind) -= 1;
         }
     }
@@ -183,7 +245,13 @@ impl Connection {
         state.open.get(&self.id).is_some_and(|open| open.kind == Kind::Silent)
     }
 
-    /// Counts it as a client's, if there is room.
+    /// A request of it begins, and lasts until what is returned is dropped.
+    pub(super) fn begin_request(&self) -> OpenRequest {
+        self.table.state.lock().begin_request(self.id);
+        OpenRequest(self.clone())
+    }
+
+    /// Counts it as a client's, if there is room, or another one was idle for long.
     pub(crate) fn admit_client(&self) -> Result<(), Full> {
         self.admit(Kind::Client, self.table.limits.clients, "clients")
     }
@@ -199,11 +267,13 @@ impl Connection {
             // A connection known as a peer's may carry requests of another kind.
             Some(Kind::Peer) | None => Ok(()),
             Some(known) if known == kind => Ok(()),
-            Some(_) if *state.count(kind) >= limit => {
-                state.stats.refused += 1;
-                Err(Full { kind: name, limit })
-            }
             Some(_) => {
+                let leaving = if kind == Kind::Client { state.leaving } else { 0 };
+                let is_full = state.count(kind).saturating_sub(leaving) >= limit;
+                if is_full && !(kind == Kind::Client && state.end_idle()) {
+                    state.stats.refused += 1;
+                    return Err(Full { kind: name, limit });
+                }
                 state.set(self.id, kind);
                 Ok(())
             }
@@ -219,6 +289,16 @@ impl Connection {
 
     pub(super) fn note_ended(&self) {
         self.table.state.lock().stats.ended += 1;
+    }
+}
+
+/// A request whose answer is not complete.
+#[derive(Debug)]
+pub(super) struct OpenRequest(Connection);
+
+impl Drop for OpenRequest {
+    fn drop(&mut self) {
+        self.0.table.state.lock().end_request(self.0.id);
     }
 }
 
@@ -255,6 +335,57 @@ mod tests {
         assert_eq!(table.stats(), stats);
         table.leave(first.id());
         assert_eq!(second.admit_client(), Ok(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_asks_nothing_makes_way_for_one_that_does() {
+        let table = table(8, 2, 1);
+        let [(first, first_cut), (second, second_cut)] = [(); 2].map(|()| table.enter());
+        for connection in [&first, &second] {
+            connection.admit_client().unwrap();
+        }
+        let open = first.begin_request();
+        drop(second.begin_request());
+        let (third, third_cut) = table.enter();
+        assert!(third.admit_client().is_err(), "none was idle for long");
+        tokio::time::advance(IDLE_BEFORE_IT_ENDS).await;
+        assert_eq!(third.admit_client(), Ok(()));
+        assert!(
+            second_cut.is_cancelled() && !first_cut.is_cancelled() && !third_cut.is_cancelled()
+        );
+        // One leaves, and makes room for one.
+        let (fourth, _) = table.enter();
+        assert!(fourth.admit_client().is_err(), "the first one waits for its answer");
+        table.leave(second.id());
+        assert!(fourth.admit_client().is_err());
+        drop(open);
+        tokio::time::advance(IDLE_BEFORE_IT_ENDS / 2).await;
+        drop(first.begin_request());
+        tokio::time::advance(IDLE_BEFORE_IT_ENDS / 2).await;
+        assert!(fourth.admit_client().is_err(), "it asked meanwhile");
+        tokio::time::advance(IDLE_BEFORE_IT_ENDS / 2).await;
+        assert_eq!(fourth.admit_client(), Ok(()));
+        assert!(first_cut.is_cancelled());
+        for connection in [&first, &third, &fourth] {
+            table.leave(connection.id());
+        }
+        let state = table.state.lock();
+        assert!(state.idle.is_empty() && state.leaving == 0 && state.stats.clients == 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_peer_makes_way() {
+        let table = table(4, 1, 1);
+        let (peer, cut) = table.enter();
+        peer.admit_client().unwrap();
+        drop(peer.begin_request());
+        peer.admit_peer().unwrap();
+        drop(peer.begin_request());
+        tokio::time::advance(2 * IDLE_BEFORE_IT_ENDS).await;
+        let [first, second] = [(); 2].map(|()| table.enter().0);
+        assert_eq!(first.admit_client(), Ok(()));
+        assert!(second.admit_client().is_err());
+        assert!(!cut.is_cancelled());
     }
 
     #[test]
