@@ -84,6 +84,8 @@ async fn a_node_that_lost_its_disk_gets_all_its_replicas_anew_by_one_command() {
     let lost = why["voters"].as_array().unwrap().iter().find(|voter| voter["node"] == 3).unwrap();
     assert_eq!((&lost["fitness"], &lost["unfit"]), (&"unfit".into(), &"holds no replica".into()));
 
+    let filled = cluster.run(&["member", "fill", "3", "--timeout", "60"]).await;
+    assert!(filled.code == 1 && filled.stderr.contains("member rebuild 3"), "{filled:?}");
     let planned = cluster.run(&["member", "rebuild", "3", "--dry-run", "--json"]).await.json();
     assert_eq!(planned["groups"].as_array().unwrap().len(), 5, "{planned}");
     let rebuild = &["member", "rebuild", "3", "--json", "--timeout", "60"];

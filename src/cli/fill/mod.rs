@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::bail;
 use clap::Args;
 use futures::{StreamExt, stream};
 use parking_lot::Mutex;
@@ -26,7 +27,7 @@ use super::member::Replacing;
 use super::observe::{Leader, Observer};
 use super::output::{Column, number, table};
 use super::reached::{REQUEST_MS, Reached, hand_over, successors};
-use super::target::{Node, Target};
+use super::target::{Node, Target, all_groups, in_time};
 
 /// Steps and troubles that are shown.
 const SHOWN: usize = 20;
@@ -220,7 +221,13 @@ impl Survey {
         let (leaders, unled) = Observer::new(&addresses, 0)?.led_within(target.timeout()).await;
         let nodes = reached.values().map(|one| (one.status.node, capabilities(&one.status)));
         let nodes = nodes.collect();
-        let shards = leaders.iter().filter(|(_, leader)| leader.settled).map(shard).collect();
+        let shards: Vec<Shard> =
+            leaders.iter().filter(|(_, leader)| leader.settled).map(shard).collect();
+        if let Some(one) = reached.get(&node) {
+            let mut admin = one.admin.clone();
+            let held = in_time(&one.address, all_groups(&mut admin)).await?;
+            check_holds(node, &shards, &held.iter().map(|status| status.group).collect())?;
+        }
         let changing = leaders.iter().filter(|(_, leader)| !leader.settled);
         let left = Left { unled, changing: changing.map(|(group, _)| *group).collect() };
         Ok(Self { cluster, nodes, shards, left })
@@ -264,6 +271,24 @@ impl Survey {
         }
         self.left.show();
     }
+}
+
+/// Fails where the node is a voter of groups of which it holds no replica: what it lacks is not a part of
+/// all replicas, but its own.
+fn check_holds(node: u64, shards: &[Shard], held: &BTreeSet<u64>) -> anyhow::Result<()> {
+    let lacks = |shard: &&Shard| shard.voters.contains(&node) && !held.contains(&shard.group);
+    let missing: Vec<String> =
+        shards.iter().filter(lacks).map(|shard| shard.group.to_string()).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let more = if missing.len() > SHOWN { " and more" } else { "" };
+    bail!(
+        "node {node} is a member of {} groups of which it holds no replica ({}{more}): its disk was lost, or \
+         they are on their way; `shardhost member rebuild {node}` gives it new ones. Fill it then",
+        number(missing.len() as u64),
+        missing[..missing.len().min(SHOWN)].join(", ")
+    )
 }
 
 fn show_left(groups: &BTreeSet<u64>, why: &str, until: &str) {
@@ -318,6 +343,18 @@ fn report(node: u64, filled: &Filled, left: &Left, as_json: bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_that_lost_what_it_is_a_member_of_is_not_filled() {
+        let shard =
+            |group, voters: &[u64]| Shard { group, voters: voters.to_vec(), ..Shard::default() };
+        let shards = [shard(7, &[1, 2, 3]), shard(8, &[1, 2]), shard(9, &[1, 3])];
+        assert!(check_holds(3, &shards, &[7, 9].into()).is_ok());
+        assert!(check_holds(4, &shards, &BTreeSet::new()).is_ok());
+        let refused = check_holds(3, &shards, &[7].into()).unwrap_err().to_string();
+        assert!(refused.contains("1 groups") && refused.contains("(9)"), "{refused}");
+        assert!(refused.contains("member rebuild 3"), "{refused}");
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_leader_that_refuses_to_hand_over_is_asked_for_a_while_only() {
