@@ -124,7 +124,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_request_is_open_until_its_answer_was_taken() {
-        let mut limits = ConnectionLimits::of(8);
+        let mut limits = ConnectionLimits::of(64);
         limits.clients = 1;
         let table = Connections::new(limits);
         let [(first, cut), (second, _)] = [(); 2].map(|()| table.enter());
