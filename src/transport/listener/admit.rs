@@ -90,6 +90,21 @@ mod tests {
     use super::super::{ConnectionLimits, Connections};
     use super::*;
 
+    /// A body of which more comes.
+    struct Endless;
+
+    impl HttpBody for Endless {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            Poll::Pending
+        }
+    }
+
     #[derive(Clone)]
     struct Answers;
 
@@ -103,13 +118,13 @@ mod tests {
         }
 
         fn call(&mut self, _: Request<Body>) -> Self::Future {
-            std::future::ready(Ok(Response::new(Body::empty())))
+            std::future::ready(Ok(Response::new(Body::new(Endless))))
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_request_is_open_until_its_answer_was_taken() {
-        let mut limits = ConnectionLimits::of(8);
+        let mut limits = ConnectionLimits::of(64);
         limits.clients = 1;
         let table = Connections::new(limits);
         let [(first, cut), (second, _)] = [(); 2].map(|()| table.enter());
