@@ -20,8 +20,6 @@ use shardhost_policy::catalog::View;
 
 /// Between two passes.
 const PASS_EVERY: Duration = Duration::from_secs(1);
-/// How often an order follows the name of another leader before it is given up for this time.
-const MOST_HOPS: usize = 4;
 
 /// The allocator of this host's leadership of the system group, shared with those who ask it.
 #[derive(Clone, Debug)]
@@ -70,8 +68,11 @@ async fn run(inner: Weak<Inner>, planner_term: u64, shared: Shared) {
         let Some(inner) = inner.upgrade() else { return };
         let Some(view) = inner.view.borrow().clone() else { continue };
         let orders = pass(&inner, &view, &shared).await;
-        for batch in by_first_guess(inner.host.node_id(), &view, &orders) {
-            sending.spawn(send(Arc::clone(&inner), planner_term, batch, shared.clone()));
+        if !orders.is_empty() {
+            let (own, live) = (inner.host.node_id(), live_nodes(&inner));
+            let asking = |change: Change| Asking::new(own, &view, &live, change);
+            let orders = orders.into_iter().map(asking).collect();
+            sending.spawn(send(Arc::clone(&inner), planner_term, orders, shared.clone()));
         }
     }
 }
@@ -90,7 +91,7 @@ async fn pass(inner: &Inner, view: &Arc<View>, shared: &Shared) -> Vec<Change> {
     });
     match passed.await {
         Ok(orders) => {
-            for Change { group, old, new, reason } in &orders {
+            for Change { group, old, new, reason, .. } in &orders {
                 tracing::info!(%group, from = %old, to = %new, %reason, "a replica is to move");
             }
             orders
@@ -108,52 +109,73 @@ fn live_nodes(inner: &Inner) -> BTreeSet<NodeId> {
     peers.map(|peer| peer.node).chain([inner.host.node_id()]).collect()
 }
 
-/// Orders and the node that is asked first: a member that is not the one that goes, which names the leader.
-/// This host leads the system group.
-fn by_first_guess(own: NodeId, view: &View, orders: &[Change]) -> Vec<(NodeId, Vec<Replacement>)> {
-    let mut by_node: BTreeMap<NodeId, Vec<Replacement>> = BTreeMap::new();
-    for Change { group, old, new, reason } in orders.iter().copied() {
-        let members = view.groups().get(&group).map_or(&[][..], |group| group.members());
-        let first = members.iter().copied().find(|node| *node != old).unwrap_or(own);
-        let gone = reason == Reason::Gone;
-        by_node.entry(first).or_default().push(Replacement { group, old, new, gone });
-    }
-    let batches = by_node.into_iter().flat_map(|(node, orders)| {
-        let chunks = orders.chunks(MAX_REPLACEMENTS).map(<[_]>::to_vec).collect::<Vec<_>>();
-        chunks.into_iter().map(move |orders| (node, orders))
-    });
-    batches.collect()
+/// An order, and who of those that may lead the group was not asked yet.
+#[derive(Debug)]
+struct Asking {
+    order: Replacement,
+    /// In the order in which they are asked; the last one is next.
+    left: Vec<NodeId>,
 }
 
-/// Has orders executed by the leaders of their groups, beginning with one node, and notes the outcomes.
-async fn send(
-    inner: Arc<Inner>,
-    planner_term: u64,
-    (first, orders): (NodeId, Vec<Replacement>),
-    shared: Shared,
-) {
-    let mut at: BTreeMap<NodeId, Vec<Replacement>> = BTreeMap::from([(first, orders)]);
-    for _ in 0..MOST_HOPS {
-        let mut next: BTreeMap<NodeId, Vec<Replacement>> = BTreeMap::new();
-        for (node, orders) in std::mem::take(&mut at) {
-            let answers = ask(&inner, planner_term, node, &orders).await;
-            for order in orders {
-                let answer = answers.get(&order.group).cloned().unwrap_or(Replaced::Unknown);
-                match answer {
-                    Replaced::NotLeader(Some(leader)) if leader != node => {
-                        next.entry(leader).or_default().push(order);
+impl Asking {
+    /// The members are asked one after the other, those that answer first; each may name the leader. This
+    /// host leads the system group.
+    fn new(own: NodeId, view: &View, live: &BTreeSet<NodeId>, change: Change) -> Self {
+        let Change { group, old, new, reason, instead_of } = change;
+        let members =
+            view.groups().get(&group).map_or_else(Vec::new, |group| group.members().to_vec());
+        let mut left: Vec<NodeId> = if group == SYSTEM_GROUP { vec![own] } else { members };
+        left.retain(|node| reason != Reason::Gone || *node != old);
+        left.sort_by_key(|node| (live.contains(node), std::cmp::Reverse(*node)));
+        let gone = reason == Reason::Gone;
+        Self { order: Replacement { group, old, new, gone, instead_of }, left }
+    }
+
+    /// The next one to ask; a leader that was named comes first, if it was not asked.
+    fn next(&mut self, named: Option<NodeId>) -> Option<NodeId> {
+        let named = named.and_then(|leader| self.left.iter().position(|node| *node == leader));
+        match named {
+            Some(at) => Some(self.left.remove(at)),
+            None => self.left.pop(),
+        }
+    }
+}
+
+/// Has orders executed by the leaders of their groups, and notes the outcomes.
+async fn send(inner: Arc<Inner>, planner_term: u64, orders: Vec<Asking>, shared: Shared) {
+    let mut at: BTreeMap<NodeId, Vec<Asking>> = BTreeMap::new();
+    for asking in orders {
+        ask_next(&mut at, asking, None, &shared);
+    }
+    // Each order has one node fewer to ask with every round.
+    while !at.is_empty() {
+        let mut next: BTreeMap<NodeId, Vec<Asking>> = BTreeMap::new();
+        for (node, mut askings) in std::mem::take(&mut at) {
+            while !askings.is_empty() {
+                let rest = askings.split_off(askings.len().min(MAX_REPLACEMENTS));
+                let answers = ask(&inner, planner_term, node, &askings).await;
+                for asking in std::mem::replace(&mut askings, rest) {
+                    let group = asking.order.group;
+                    match answers.get(&group).cloned().unwrap_or(Replaced::Unknown) {
+                        Replaced::NotLeader(named) => ask_next(&mut next, asking, named, &shared),
+                        answer => note(&shared, asking.order, answer),
                     }
-                    answer => note(&shared, order, answer),
                 }
             }
         }
-        if next.is_empty() {
-            return;
-        }
         at = next;
     }
-    for order in at.into_values().flatten() {
-        note(&shared, order, Replaced::NotLeader(None));
+}
+
+fn ask_next(
+    at: &mut BTreeMap<NodeId, Vec<Asking>>,
+    mut asking: Asking,
+    named: Option<NodeId>,
+    shared: &Shared,
+) {
+    match asking.next(named) {
+        Some(node) => at.entry(node).or_default().push(asking),
+        None => note(shared, asking.order, Replaced::NotLeader(None)),
     }
 }
 
@@ -173,15 +195,16 @@ async fn ask(
     inner: &Arc<Inner>,
     planner_term: u64,
     node: NodeId,
-    orders: &[Replacement],
+    askings: &[Asking],
 ) -> BTreeMap<GroupId, Replaced> {
-    let message = |order: &Replacement| wire::Replacement {
+    let message = |Asking { order, .. }: &Asking| wire::Replacement {
         group: order.group.get(),
         old: order.old.get(),
         new: order.new.get(),
         gone: order.gone,
+        instead_of: order.instead_of.map_or(0, NodeId::get),
     };
-    let replacements = orders.iter().map(message).collect();
+    let replacements = askings.iter().map(message).collect();
     let planner_node = inner.host.node_id().get();
     let request = wire::ReplaceRequest { planner_term, planner_node, replacements };
     if node == inner.host.node_id() {
@@ -192,10 +215,9 @@ async fn ask(
         Ok(client) => client,
         // Nothing was sent.
         Err(reason) => {
-            let refused = |order: &Replacement| {
-                (order.group, Replaced::Refused(format!("node {node}: {reason}")))
-            };
-            return orders.iter().map(refused).collect();
+            tracing::debug!(%node, reason, "a node is not asked to move replicas");
+            let elsewhere = |asking: &Asking| (asking.order.group, Replaced::NotLeader(None));
+            return askings.iter().map(elsewhere).collect();
         }
     };
     match client.replace(request).await {
@@ -210,4 +232,36 @@ async fn ask(
 
 fn outcomes(reply: wire::ReplaceReply) -> BTreeMap<GroupId, Replaced> {
     reply.outcomes.into_iter().map(outcome_from_wire).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use shardhost_policy::catalog::{
+        Catalog, Command, Name, NewGroup, NewNode, Operation, Subject,
+    };
+
+    use super::*;
+
+    /// Two of five voters are gone: the three others are asked first, whatever their numbers.
+    #[test]
+    fn every_member_that_answers_is_asked_before_a_group_counts_as_without_a_leader() {
+        let (mut catalog, node) = (Catalog::default(), NodeId::must);
+        let mut run = |operation| catalog.apply(&Command::new(1_000, operation)).unwrap();
+        for number in 1..=6 {
+            let (id, address) = (node(number), format!("n{number}:1"));
+            run(Operation::PutNode(NewNode { id, address, zone: None, weight: 1, store: number }));
+        }
+        let (id, kind) = (GroupId::new(7), Name::new(Subject::Kind, "table").unwrap());
+        run(Operation::CreateGroup(NewGroup::new(id, kind, (1..=5).map(node))));
+        let (reason, instead_of) = (Reason::Gone, None);
+        let change = Change { group: id, old: node(1), new: node(6), reason, instead_of };
+        let live = [3, 4, 5, 6].map(node).into();
+        let mut asking = Asking::new(node(4), catalog.view(), &live, change);
+        let named = [None, Some(node(5)), Some(node(5)), None, None];
+        let asked = named.map(|named| asking.next(named).map(NodeId::get));
+        assert_eq!(asked, [Some(3), Some(5), Some(4), Some(2), None]);
+        let system = Change { group: SYSTEM_GROUP, ..change };
+        let mut asking = Asking::new(node(4), catalog.view(), &live, system);
+        assert_eq!([asking.next(None), asking.next(None)], [Some(node(4)), None]);
+    }
 }

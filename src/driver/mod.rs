@@ -171,6 +171,8 @@ struct Inner {
     planner: Mutex<Option<planning::Shared>>,
     /// The same, and its term.
     allocator: Mutex<Option<(u64, allocation::Shared)>>,
+    /// The catalog answered that this node was removed.
+    removed: watch::Sender<bool>,
 }
 
 impl System {
@@ -202,6 +204,7 @@ impl System {
             begun: Instant::now(),
             planner: Mutex::default(),
             allocator: Mutex::default(),
+            removed: watch::Sender::new(false),
         });
         let executor = options.executor;
         let planner_inputs = NodeFacts { zone: options.zone, weight: options.weight };
@@ -233,6 +236,7 @@ impl System {
             client.clone(),
             watcher(),
             planner_inputs,
+            inner.removed.clone(),
             stop.clone(),
         ));
         lead_when_elected(&inner, beginning, executor, stop.clone());
@@ -271,6 +275,22 @@ impl System {
     /// [`CatalogError::Unknown`]: this host does not learn of it in time.
     pub async fn view_at(&self, revision: Revision) -> Result<Arc<View>, CatalogError> {
         view_at(&self.inner.client, &mut self.inner.view.subscribe(), revision).await
+    }
+    /// Until it is known that this node was removed from the cluster. Its own replica of the catalog may
+    /// never learn of it. Cancel-safe.
+    pub async fn removed(&self) {
+        let (mut views, node) = (self.views(), self.inner.host.node_id());
+        let named = |view: &CatalogView| {
+            view.as_ref().is_some_and(|view| view.settings().removed_nodes.contains(&node))
+        };
+        let mut answered = self.inner.removed.subscribe();
+        let ended = tokio::select! {
+            named = views.wait_for(named) => named.is_err(),
+            answered = answered.wait_for(|removed| *removed) => answered.is_err(),
+        };
+        if ended {
+            std::future::pending::<()>().await;
+        }
     }
     /// The drains of this node.
     #[must_use]

@@ -275,6 +275,16 @@ impl Reconciler {
                     let (host, machines) = (self.host.clone(), Arc::clone(&self.machines));
                     self.begin(group, destroy(host, machines, group, incarnation));
                 }
+                Action::Leave { replica } => {
+                    tracing::info!(%group, %replica, %reason, "a replica is destroyed");
+                    let machines = Arc::clone(&self.machines);
+                    let clear = move || machines.destroy(group);
+                    let (host, leaving) =
+                        (self.host.clone(), Destruction::of(group, replica).clear(clear));
+                    self.begin(group, async move {
+                        host.destroy_replica(leaving).await.map_err(|error| error.to_string())
+                    });
+                }
                 Action::SetRequirement { requirement } => {
                     let (host, seen) = (self.host.clone(), configs.get(&group).copied());
                     self.begin(group, async move {

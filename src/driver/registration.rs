@@ -61,6 +61,7 @@ pub(super) async fn register(
     client: CatalogClient,
     mut view: watch::Receiver<CatalogView>,
     planner_inputs: NodeFacts,
+    removed: watch::Sender<bool>,
     stop: CancellationToken,
 ) {
     let keep = async {
@@ -69,6 +70,11 @@ pub(super) async fn register(
             let known = view.borrow_and_update().clone();
             if let Some(view) = known {
                 let compared = compare(&host, &client, &view, &planner_inputs).await;
+                let is_removed =
+                    CatalogError::Refused(Refusal::NodeRemoved { node: host.node_id() });
+                if compared.as_ref().is_err_and(|error| *error == is_removed) {
+                    removed.send_replace(true);
+                }
                 trouble.tell(compared, "the catalog does not know this node as it is");
             }
             // A change of anything may be one of this node's record; at most so often.
@@ -107,7 +113,15 @@ async fn compare(
             && advertisement.capabilities.iter().eq(&capabilities)
     };
     if !advertisement.is_some_and(said) {
-        client.apply(Operation::Advertise { node, incarnation, capabilities }).await?;
+        match client.apply(Operation::Advertise { node, incarnation, capabilities }).await {
+            // The view is of a catalog that still knew it: whether it was removed, the registration says.
+            Err(CatalogError::Refused(Refusal::UnknownNode { .. })) => {
+                let record = new_node(host, None, planner_inputs)?;
+                client.apply_expecting(Revision::default(), Operation::PutNode(record)).await?;
+            }
+            Err(error) => return Err(error),
+            Ok(_) => {}
+        }
     }
     Ok(())
 }

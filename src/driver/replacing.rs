@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream;
-use shardhost_groups::{Group, GroupId, MembershipChange, NodeId, Role};
+use shardhost_groups::{Group, GroupId, LogIndex, MembershipChange, NodeId, Role};
 use shardhost_proto::system as wire;
 use shardhost_proto::system::ReplaceResult;
 use shardhost_storage::{Member, Membership};
 use tonic::Status;
 
 use super::Inner;
+use shardhost_policy::catalog::{PlannedMoves, View};
 use shardhost_policy::inputs::moves::MAX_LAG;
 
 /// Replacements in one request.
@@ -30,6 +31,8 @@ pub(super) struct Replacement {
     pub(super) new: NodeId,
     /// It is ordered because `old` is gone: not where it answers.
     pub(super) gone: bool,
+    /// An addition to this node is given up first: it did not end.
+    pub(super) instead_of: Option<NodeId>,
 }
 
 /// How an order ended here.
@@ -80,16 +83,22 @@ impl Inner {
             Ok(step) => step,
             Err(why) => return Replaced::Refused(why),
         };
-        match tokio::time::timeout(RECORDED_WITHIN, self.execute(&group, order, step)).await {
+        let seen = status.membership.config_index;
+        match tokio::time::timeout(RECORDED_WITHIN, self.execute(&group, order, step, seen)).await {
             Ok(outcome) => outcome,
             Err(_) => Replaced::Unknown,
         }
     }
 
-    async fn execute(&self, group: &Group, order: Replacement, step: Step) -> Replaced {
+    /// `expecting`: the configuration that the step was decided by.
+    async fn execute(
+        &self,
+        group: &Group,
+        order: Replacement,
+        step: Step,
+        expecting: LogIndex,
+    ) -> Replaced {
         let Replacement { old, new, .. } = order;
-        let membership = group.membership();
-        let expecting = membership.config_index;
         let changed = match step {
             Step::Nothing => return Replaced::Begun,
             Step::Cancel => {
@@ -102,7 +111,7 @@ impl Inner {
                 };
             }
             Step::ReplaceVoter if old == self.host.node_id() => {
-                return self.hand_over(group, &membership).await;
+                return self.hand_over(group).await;
             }
             Step::ReplaceVoter => group.replace_member(old, new, Some(expecting)).await,
             Step::ReplaceLearner => {
@@ -118,14 +127,23 @@ impl Inner {
     }
 
     /// A leader that gives its replica away transfers first; the next order finds another leader.
-    async fn hand_over(&self, group: &Group, membership: &Membership) -> Replaced {
-        let own = self.host.node_id();
+    async fn hand_over(&self, group: &Group) -> Replaced {
+        if self.planned_moves_are_stopped() {
+            return Replaced::Refused("it leads, and planned moves are stopped".to_owned());
+        }
+        let (own, membership) = (self.host.node_id(), group.membership());
         let voters = membership.voters().map(|(_, node)| node).filter(|node| *node != own);
         let why = match group.transfer_to_first_fit(voters, MAX_LAG).await {
             Ok(moved) => format!("its leadership went to node {} first", moved.to),
             Err(error) => error.to_string(),
         };
         Replaced::Refused(why)
+    }
+
+    /// The kill switch, of this host or of the cluster.
+    fn planned_moves_are_stopped(&self) -> bool {
+        let stopped = |view: &View| view.settings().moves == PlannedMoves::Stopped;
+        self.local_stop().is_some() || self.view.borrow().as_deref().is_some_and(stopped)
     }
 
     /// Whether a node answers this host.
@@ -157,7 +175,7 @@ fn next_step(
         membership.incoming.and_then(|incoming| membership.members.get(&incoming.replica));
     match incoming.map(|member| member.node) {
         Some(node) if node == order.new => return Ok(Step::Nothing),
-        Some(node) if answers(node) => {
+        Some(node) if answers(node) && order.instead_of != Some(node) => {
             return Err(format!("an addition of node {node} is under way"));
         }
         Some(_) => return Ok(Step::Cancel),
@@ -176,8 +194,9 @@ fn order_of(message: &wire::Replacement) -> Result<Replacement, Status> {
     let node = |number| {
         NodeId::new(number).ok_or_else(|| Status::invalid_argument("nodes are numbered from 1"))
     };
-    let wire::Replacement { group, old, new, gone } = *message;
-    Ok(Replacement { group: GroupId::new(group), old: node(old)?, new: node(new)?, gone })
+    let wire::Replacement { group, old, new, gone, instead_of } = *message;
+    let (group, instead_of) = (GroupId::new(group), NodeId::new(instead_of));
+    Ok(Replacement { group, old: node(old)?, new: node(new)?, gone, instead_of })
 }
 
 fn outcome_to_wire(group: GroupId, outcome: Replaced) -> wire::ReplaceOutcome {
@@ -222,7 +241,8 @@ mod tests {
 
     fn step(membership: &Membership, old: u64, new: u64) -> Result<Step, String> {
         let (old, new) = (NodeId::must(old), NodeId::must(new));
-        let order = Replacement { group: GroupId::new(7), old, new, gone: true };
+        let (group, instead_of) = (GroupId::new(7), Some(NodeId::must(8)));
+        let order = Replacement { group, old, new, gone: true, instead_of };
         next_step(membership, order, |node| node != NodeId::must(9))
     }
 
@@ -247,6 +267,9 @@ mod tests {
         let mut changing = membership();
         changing.members.insert(replica(5), Member::learner(NodeId::must(9)));
         changing.incoming = Some(Incoming { replica: replica(5), replaces: Some(replica(3)) });
+        assert_eq!(step(&changing, 3, 6), Ok(Step::Cancel));
+        // So does one that is to be given up, although the node answers.
+        changing.members.insert(replica(5), Member::learner(NodeId::must(8)));
         assert_eq!(step(&changing, 3, 6), Ok(Step::Cancel));
     }
 

@@ -128,7 +128,7 @@ pub(super) async fn follow(
         loop {
             let known = views.borrow_and_update().clone();
             if let Some(view) = known {
-                host.versions().learn(view.settings().cluster_version);
+                take(&host, view.settings().cluster_version).await;
             }
             if views.changed().await.is_err() {
                 return;
@@ -136,6 +136,17 @@ pub(super) async fn follow(
         }
     };
     stop.run_until_cancelled(follow).await;
+}
+
+/// The cluster is at this version. The data directory is prepared for it first: it may have been made or put
+/// back since the cluster was raised.
+async fn take(host: &Host, version: ClusterVersion) {
+    if host.prepared_version() < version
+        && let Err(error) = host.prepare_for(version).await
+    {
+        tracing::error!(%version, %error, "the data directory is not prepared for the version of the cluster");
+    }
+    host.versions().learn(version);
 }
 
 /// The version for which all of these are prepared; `None`: not all of them answer.
@@ -178,7 +189,10 @@ impl Raising {
         }
         let common = common_to(&concerned, view, &self.prepared);
         let Some(version) = common.filter(|version| *version > present) else { return Ok(()) };
-        let raise = Operation::RaiseVersion { version, prepared: concerned };
+        // The catalog compares the disks with those that it knows by then.
+        let disks = self.prepared.iter().filter(|(node, _)| concerned.contains(node));
+        let prepared = disks.map(|(node, (store, _))| (*node, *store)).collect();
+        let raise = Operation::RaiseVersion { version, prepared };
         match client.apply_expecting(view.settings().revision, raise).await {
             Ok(_) => {
                 tracing::info!(from = %present, to = %version, "the cluster uses a later version");

@@ -251,13 +251,9 @@ impl Server {
     /// Until it is known that this node was removed from the cluster: then this server is to be stopped.
     /// Cancel-safe.
     pub async fn removed(&self) {
-        let Some(system) = &self.system else { return std::future::pending().await };
-        let (mut views, node) = (system.views(), self.host.node_id());
-        let removed = views.wait_for(|view| {
-            view.as_ref().is_some_and(|view| view.settings().removed_nodes.contains(&node))
-        });
-        if removed.await.is_err() {
-            std::future::pending().await
+        match &self.system {
+            Some(system) => system.removed().await,
+            None => std::future::pending().await,
         }
     }
 

@@ -41,6 +41,10 @@ pub(super) async fn remove(
 ) -> Result<wire::NodeList, Status> {
     let system = system.ok_or_else(no_catalog)?;
     let view = system.fresh_view().await.map_err(|error| of_catalog(&error))?;
+    if view.settings().removed_nodes.contains(&node) {
+        let message = format!("node {node} was removed before");
+        return Err(refusal(Code::NotFound, "NODE_REMOVED", message, []));
+    }
     if !view.nodes().contains_key(&node) {
         return Err(of_catalog(&Refusal::UnknownNode { node }.into()));
     }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -43,6 +43,8 @@ pub(super) struct Peer {
     pub clock: PeerClock,
     /// Which bootstrap the peer's cluster comes from, as last reported; 0: it does not know.
     founding: AtomicU64,
+    /// The latest version of a cluster that its process takes part in, as its last greeting says.
+    newest_version: AtomicU32,
     unreachable: Mutex<HashSet<Dropped>>,
 }
 
@@ -74,6 +76,7 @@ impl Peer {
             refusals: Refusals::default(),
             clock: PeerClock::default(),
             founding: AtomicU64::new(0),
+            newest_version: AtomicU32::new(0),
             unreachable: Mutex::default(),
         }
     }
@@ -111,6 +114,16 @@ impl Peer {
             Lane::Bulk => &self.bulk,
             Lane::Urgent => &self.urgent,
         }
+    }
+
+    /// A valid greeting says which version its process takes part in.
+    pub fn said_newest_version(&self, newest: u32) {
+        self.newest_version.store(newest, Ordering::Release);
+    }
+
+    /// As its last greeting says.
+    pub fn newest_version(&self) -> u32 {
+        self.newest_version.load(Ordering::Acquire)
     }
 
     /// Which bootstrap the peer's cluster comes from, as last reported; 0: it does not know.

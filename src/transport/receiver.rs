@@ -114,6 +114,7 @@ pub(super) fn admit(
     let latest = shared.horizon.latest();
     let visit = peer.liveness.admit(&greeting, latest, lane, said, Instant::now(), inbound)?;
     peer.said_founding(hello.founding);
+    peer.said_newest_version(hello.newest_version);
     peer.greeted_from(greeting.incarnation, &hello.address);
     peer.greeted.notify_waiters();
     Ok((peer, visit))
@@ -244,7 +245,7 @@ pub(super) fn take(
     if let Some(heartbeat) = &frame.heartbeat {
         note_heartbeat(peer, heartbeat);
     }
-    check_founding(shared, peer, visit)?;
+    check_cluster(shared, peer, visit)?;
     peer.liveness.heard(visit, Instant::now(), inbound);
     if let Some(said) = frame.heartbeat.and_then(|heartbeat| heartbeat.advertisement)
         && let Some(said) = readable(shared, peer, said)
@@ -269,8 +270,10 @@ fn note_heartbeat(peer: &Peer, heartbeat: &NodeHeartbeat) {
     }
 }
 
-/// Both sides may have greeted before they knew which founding their clusters come from.
-fn check_founding(shared: &Shared, peer: &Peer, visit: &Visit) -> Result<(), Refusal> {
-    let said = shared.identity.check_founding(peer.founding());
+/// Both sides may have greeted before they knew which founding their clusters come from, and which version
+/// they are at.
+fn check_cluster(shared: &Shared, peer: &Peer, visit: &Visit) -> Result<(), Refusal> {
+    let version = || shared.identity.versions.check(peer.newest_version(), 0);
+    let said = shared.identity.check_founding(peer.founding()).and_then(|()| version());
     said.inspect_err(|refusal| note_refusal(shared, Some(visit.node), refusal))
 }

@@ -46,6 +46,8 @@ pub(super) enum LaneError {
     ConfiguredListens,
     #[error("the peer's cluster turned out to be founded on other disks than this one")]
     OtherFounding,
+    #[error("{0}")]
+    Outgrown(Refusal),
 }
 
 impl From<Status> for LaneError {
@@ -256,6 +258,7 @@ impl Attempt<'_> {
             () = self.peer.liveness.displaced(welcome.incarnation) => LaneError::Displaced,
             () = lane.stalled() => LaneError::Stalled,
             () = self.shared.identity.founded.differs(welcome.founding) => LaneError::OtherFounding,
+            refusal = self.shared.identity.versions.outgrow(welcome.newest_version) => LaneError::Outgrown(refusal),
         }
     }
 

@@ -1,9 +1,9 @@
 //! Which versions of a cluster a node takes part in, and which one its cluster is at.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use shardhost_proto::version::ClusterVersion;
+use tokio::sync::watch;
 
 use super::handshake::Refusal;
 
@@ -12,14 +12,14 @@ use super::handshake::Refusal;
 pub struct Versions {
     newest: ClusterVersion,
     /// 0: not known.
-    cluster: Arc<AtomicU32>,
+    cluster: Arc<watch::Sender<u32>>,
 }
 
 impl Versions {
     /// Of a process that takes part up to this version and does not know that of its cluster.
     #[must_use]
     pub fn up_to(newest: ClusterVersion) -> Self {
-        Self { newest, cluster: Arc::default() }
+        Self { newest, cluster: Arc::new(watch::Sender::new(0)) }
     }
 
     /// The latest version that this process takes part in.
@@ -31,7 +31,7 @@ impl Versions {
     /// The version of the cluster; `None`: not known.
     #[must_use]
     pub fn cluster(&self) -> Option<ClusterVersion> {
-        match self.cluster.load(Ordering::Relaxed) {
+        match self.cluster_number() {
             0 => None,
             number => Some(ClusterVersion::new(number)),
         }
@@ -39,12 +39,31 @@ impl Versions {
 
     /// The cluster is at this version, or at a later one.
     pub fn learn(&self, cluster: ClusterVersion) {
-        self.cluster.fetch_max(cluster.get(), Ordering::Relaxed);
+        self.cluster.send_if_modified(|known| {
+            let news = cluster.get() > *known;
+            *known = cluster.get().max(*known);
+            news
+        });
     }
 
     /// As a greeting names the cluster's; 0: not known.
     pub(super) fn cluster_number(&self) -> u32 {
-        self.cluster.load(Ordering::Relaxed)
+        *self.cluster.borrow()
+    }
+
+    /// Waits until the cluster is known to be at a version that a process does not know which takes part up
+    /// to this one.
+    pub(super) async fn outgrow(&self, newest: u32) -> Refusal {
+        let mut own = self.cluster.subscribe();
+        loop {
+            if let Err(refusal) = self.check(newest, 0) {
+                return refusal;
+            }
+            // It fails only when no sender is left, and this value is one.
+            if own.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
     }
 
     /// Checks what another process says: the latest version that it takes part in, and that of its
@@ -84,6 +103,20 @@ mod tests {
         assert_eq!(refused, Refusal::OlderVersion { theirs: FIRST, cluster: SECOND });
         let refused = both_ways(&old, &new).unwrap_err();
         assert_eq!(refused, Refusal::NewerVersion { cluster: SECOND, ours: FIRST });
+    }
+
+    /// The two may have greeted before either knew the version of the cluster.
+    #[tokio::test]
+    async fn a_stream_ends_when_the_cluster_outgrows_its_other_end() {
+        let new = Versions::up_to(SECOND);
+        let outgrown = new.outgrow(FIRST.get());
+        tokio::pin!(outgrown);
+        assert!(futures::poll!(&mut outgrown).is_pending());
+        new.learn(FIRST);
+        assert!(futures::poll!(&mut outgrown).is_pending());
+        new.learn(SECOND);
+        assert_eq!(outgrown.await, Refusal::OlderVersion { theirs: FIRST, cluster: SECOND });
+        assert!(futures::poll!(Box::pin(new.outgrow(SECOND.get()))).is_pending());
     }
 
     #[test]

@@ -126,3 +126,31 @@ async fn a_group_without_a_place_is_named_and_healed_by_a_node_that_joins() {
     servers.await_value(2, "key", "value").await;
     fourth.stop().await;
 }
+
+/// None of the members that the returned node knows is one any more, or has the replica that it had.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_returned_replica_whose_group_has_moved_away_altogether_is_destroyed() {
+    let mut servers =
+        Servers::new(5, "replicas = \"off\"", "tables = 1\nqueues = 1\nvoters = [1, 2, 3]");
+    for node in 1..=5 {
+        servers.start(node, &[]);
+    }
+    await_second_version(&servers).await;
+    servers.put(1, "key", "value").await;
+    servers.kill(3).await;
+    for (old, new) in [("3", "4"), ("1", "5"), ("2", "1"), ("5", "2")] {
+        let replaced = ["member", "replace", "1000000", old, new, "--timeout", "60"];
+        servers
+            .until("a replacement", || async { servers.run(4, &replaced).await.code == 0 })
+            .await;
+    }
+    servers.start(3, &[]);
+    servers
+        .until("node 3 destroys its replica", || async {
+            let listed = servers.run(3, &["group", "list", "--json"]).await;
+            listed.code == 0 && !listed.stdout.contains("1000000")
+        })
+        .await;
+    servers.until("all is well", || async { servers.run(1, &["status"]).await.code == 0 }).await;
+    servers.await_value(3, "key", "value").await;
+}

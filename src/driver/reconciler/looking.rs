@@ -118,9 +118,17 @@ fn held_of(status: &GroupStatus) -> Held {
         Role::Leader => HeldState::Leads(status.membership.requirement.clone()),
         Role::Failed(_) => HeldState::Failed,
         Role::Stopped | Role::Removed => HeldState::MoveOutcome,
-        _ => HeldState::Follows,
+        _ => unled(status).unwrap_or(HeldState::Follows),
     };
     Held { incarnation: life_of(status.replica), state }
+}
+
+/// A voter, as far as it knows, that knows no leader.
+fn unled(status: &GroupStatus) -> Option<HeldState> {
+    let voter = status.membership.members.get(&status.replica).is_some_and(|member| member.voter);
+    let config_index = status.membership.config_index;
+    let unled = voter && status.leader.is_none();
+    unled.then_some(HeldState::Unled { replica: status.replica, config_index })
 }
 
 /// How many lives a group had before the one that a replica belongs to.

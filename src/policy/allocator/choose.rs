@@ -63,6 +63,8 @@ pub struct Picture<'a> {
     pub groups: &'a [Held],
     /// Groups whose change is under way, and the one that gives and the one that gets.
     pub moving: &'a BTreeMap<GroupId, (NodeId, NodeId)>,
+    /// Nodes that groups are not to get replicas on for a while.
+    pub avoided: &'a BTreeSet<(GroupId, NodeId)>,
     /// Groups that are left alone for a while.
     pub resting: &'a BTreeSet<GroupId>,
     /// Changes at most.
@@ -185,7 +187,7 @@ impl<'a> Work<'a> {
             *self.counts.entry(new).or_default() += 1;
         }
         self.changing.insert(group);
-        self.choice.changes.push(Change { group, old, new, reason });
+        self.choice.changes.push(Change { group, old, new, reason, instead_of: None });
     }
 
     fn replace_gone(&mut self) {
@@ -226,12 +228,17 @@ impl<'a> Work<'a> {
         }
     }
 
+    /// Whether a node may get a replica of a group.
+    fn takes(&self, held: &Held, node: NodeId, place: &Place) -> bool {
+        place.standing == Standing::Open
+            && !held.members.contains(&node)
+            && !self.picture.avoided.contains(&(held.group, node))
+    }
+
     /// The best node for a replica in the place of one that is gone.
     fn successor(&self, held: &Held, old: NodeId) -> Option<NodeId> {
-        let open =
-            self.picture.places.iter().filter(|(id, place)| {
-                place.standing == Standing::Open && !held.members.contains(id)
-            });
+        let places = self.picture.places.iter();
+        let open = places.filter(|(id, place)| self.takes(held, **id, place));
         let rank = |(id, place): &(&NodeId, &Place)| {
             (!meets(place, held), self.neighbors(held, **id, old), self.held(**id), **id)
         };
@@ -258,7 +265,7 @@ impl<'a> Work<'a> {
     /// Whether a group loses nothing by a move between nodes that run.
     fn loses_nothing(&self, held: &Held, old: NodeId, new: NodeId) -> bool {
         let fit = |node| self.place(node).is_some_and(|place| meets(place, held));
-        !held.members.contains(&new)
+        self.place(new).is_some_and(|place| self.takes(held, new, place))
             && (fit(new) || !fit(old) || bug!(self.picture, ForgetsRequirements))
             && (self.neighbors(held, new, old) <= self.neighbors(held, old, old)
                 || bug!(self.picture, ForgetsZones))
@@ -280,7 +287,7 @@ impl<'a> Work<'a> {
             };
             let before = self.neighbors(held, old, old);
             let better = self.picture.places.iter().filter(|(new, place)| {
-                place.standing == Standing::Open
+                self.takes(held, **new, place)
                     && self.loses_nothing(held, old, **new)
                     && self.neighbors(held, **new, old) < before
             });

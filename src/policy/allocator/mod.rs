@@ -34,6 +34,10 @@ pub const MAX_SPREADING: usize = 8;
 const UNKNOWN_FOR_MS: u64 = 30_000;
 /// For how long a change may be under way before it is decided anew: the target may be gone.
 const MOVING_FOR_MS: u64 = 600_000;
+/// For how long a node is left out for a group after a change to it took too long, or was refused too often.
+const AVOIDED_FOR_MS: u64 = 3_600_000;
+/// Refusals of one change after which another node is tried.
+const MOST_REFUSALS: u32 = 3;
 /// How long a group that refused is left alone at first; twice as long with each further refusal.
 const FIRST_REST_MS: u64 = 2_000;
 const LONGEST_REST_MS: u64 = 120_000;
@@ -87,6 +91,8 @@ pub struct Change {
     pub old: NodeId,
     pub new: NodeId,
     pub reason: Reason,
+    /// A node whose replica was begun and did not come: that addition is given up.
+    pub instead_of: Option<NodeId>,
 }
 
 /// How an order ended at the leader of its group.
@@ -125,6 +131,18 @@ struct Rest {
     until_ms: u64,
     refusals: u32,
     why: String,
+    /// The node that the last refused change was to.
+    to: NodeId,
+    /// How often in a row.
+    same: u32,
+}
+
+/// A node that a group did not get a replica on.
+#[derive(Clone, Copy, Debug)]
+struct Avoided {
+    until_ms: u64,
+    /// The addition may still be recorded in the group.
+    begun: bool,
 }
 
 /// The memory between passes. One exists where the system group is led, and ends with that leadership.
@@ -136,6 +154,7 @@ pub struct Allocator {
     settled: Option<(BTreeSet<NodeId>, u64)>,
     moving: BTreeMap<GroupId, Moving>,
     resting: BTreeMap<GroupId, Rest>,
+    avoided: BTreeMap<(GroupId, NodeId), Avoided>,
     choice: Choice,
     moved: u64,
     refused: u64,
@@ -158,19 +177,23 @@ impl Allocator {
             .iter()
             .map(|(group, moving)| (*group, (moving.change.old, moving.change.new)));
         let resting = self.resting.iter().filter(|(_, rest)| rest.until_ms > seen.now_ms);
+        self.avoided.retain(|_, avoided| avoided.until_ms > seen.now_ms);
+        let avoided: BTreeSet<(GroupId, NodeId)> = self.avoided.keys().copied().collect();
         let spreading = self.moving.values().filter(|moving| moving.change.reason != Reason::Gone);
         let choice = choose(&Picture {
             places: &places,
             groups: &groups,
             moving: &moving.collect(),
             resting: &resting.map(|(group, _)| *group).collect(),
+            avoided: &avoided,
             limit: MAX_MOVING.saturating_sub(self.moving.len()),
             spread: self.has_settled(seen, settings),
             #[cfg(test)]
             bug: None,
         });
         let mut spread = spreading.count();
-        let orders = choice.changes.iter().copied().filter(|change| {
+        let orders = choice.changes.iter().map(|change| self.instead(*change));
+        let orders = orders.filter(|change| {
             spread += usize::from(change.reason != Reason::Gone);
             change.reason == Reason::Gone || spread <= MAX_SPREADING
         });
@@ -180,6 +203,8 @@ impl Allocator {
             let moving = Moving { change: *change, ordered_ms: seen.now_ms, begun: false };
             self.moving.insert(change.group, moving);
         }
+        let wanted: BTreeSet<GroupId> = choice.changes.iter().map(|change| change.group).collect();
+        self.resting.retain(|group, rest| rest.until_ms > seen.now_ms || wanted.contains(group));
         self.choice = choice;
         orders
     }
@@ -196,14 +221,31 @@ impl Allocator {
             // It is decided anew when the order has surely ended.
             Outcome::Unknown => {}
             Outcome::Refused(why) => {
-                self.moving.remove(&group);
+                let Some(moving) = self.moving.remove(&group) else { return };
                 self.refused += 1;
-                let refusals = self.resting.get(&group).map_or(0, |rest| rest.refusals);
-                let rest = (FIRST_REST_MS << refusals.min(10)).min(LONGEST_REST_MS);
-                let refusals = refusals.saturating_add(1);
-                self.resting.insert(group, Rest { until_ms: now_ms + rest, refusals, why });
+                self.rest(group, moving.change.new, now_ms, why);
             }
         }
+    }
+
+    fn rest(&mut self, group: GroupId, to: NodeId, now_ms: u64, why: String) {
+        let before = self.resting.get(&group);
+        let refusals = before.map_or(0, |rest| rest.refusals);
+        let same = before.filter(|rest| rest.to == to).map_or(1, |rest| rest.same + 1);
+        let rest = (FIRST_REST_MS << refusals.min(10)).min(LONGEST_REST_MS);
+        let (until_ms, refusals) = (now_ms + rest, refusals.saturating_add(1));
+        self.resting.insert(group, Rest { until_ms, refusals, why, to, same });
+        if same >= MOST_REFUSALS {
+            let until_ms = now_ms + AVOIDED_FOR_MS;
+            self.avoided.entry((group, to)).or_insert(Avoided { until_ms, begun: false });
+        }
+    }
+
+    /// A change of a group whose last one was begun and did not end takes the place of that.
+    fn instead(&self, change: Change) -> Change {
+        let of_group = (change.group, NodeId::must(1))..=(change.group, NodeId::must(u64::MAX));
+        let mut begun = self.avoided.range(of_group).filter(|(_, avoided)| avoided.begun);
+        Change { instead_of: begun.next().map(|((_, node), _)| *node), ..change }
     }
 
     fn look_who_answers(&mut self, seen: &Observation<'_>) {
@@ -226,7 +268,7 @@ impl Allocator {
 
     /// Forgets changes that have ended, and those that take too long.
     fn settle(&mut self, seen: &Observation<'_>) {
-        let (system, mut moved) = (seen.system, 0);
+        let (system, mut moved, mut overdue) = (seen.system, 0, Vec::new());
         self.moving.retain(|group, moving| {
             let Change { old, new, .. } = moving.change;
             let has = |node: NodeId| match *group {
@@ -239,10 +281,17 @@ impl Allocator {
                 return false;
             }
             let allowed = if moving.begun { MOVING_FOR_MS } else { UNKNOWN_FOR_MS };
-            let target_lives = seen.live.contains(&new);
-            target_lives && seen.now_ms < moving.ordered_ms + allowed
+            let late = seen.now_ms >= moving.ordered_ms + allowed;
+            if late && moving.begun {
+                overdue.push((*group, new));
+            }
+            seen.live.contains(&new) && !late
         });
         self.moved += moved;
+        for key in overdue {
+            let until_ms = seen.now_ms + AVOIDED_FOR_MS;
+            self.avoided.insert(key, Avoided { until_ms, begun: true });
+        }
         self.resting
             .retain(|group, _| *group == SYSTEM_GROUP || seen.view.groups().contains_key(group));
     }
@@ -266,7 +315,13 @@ impl Allocator {
                 .flat_map(|one| one.capabilities.iter().cloned())
                 .collect(),
         };
-        seen.view.nodes().values().map(|node| (node.id, place(node))).collect()
+        let known = seen.view.nodes().values().map(|node| (node.id, place(node)));
+        // A member there was reported late.
+        let removed = seen.view.settings().removed_nodes.iter().map(|node| {
+            let (standing, zone, capabilities) = (Standing::Gone, None, Box::default());
+            (*node, Place { standing, zone, capabilities })
+        });
+        removed.chain(known).collect()
     }
 }
 

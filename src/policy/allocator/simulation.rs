@@ -123,6 +123,7 @@ impl Cluster {
             places: &self.places(),
             groups: &groups,
             moving: &moving.collect(),
+            avoided: &BTreeSet::new(),
             resting,
             limit: 16,
             spread: true,
@@ -131,7 +132,7 @@ impl Cluster {
     }
 
     fn order(&mut self, change: &Change) {
-        let Change { group: id, old, new, reason } = *change;
+        let Change { group: id, old, new, reason, .. } = *change;
         let group = &self.groups[&id];
         assert!(group.change.is_none(), "group {id} changes already");
         assert!(group.members.contains(&old) && !group.members.contains(&new), "{change:?}");
@@ -334,6 +335,7 @@ fn a_pass_over_a_large_cluster_is_short() {
         places: &places,
         groups: &groups,
         moving: &moving,
+        avoided: &BTreeSet::new(),
         resting: &resting,
         limit: MAX_MOVING,
         spread: true,

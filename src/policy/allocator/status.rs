@@ -59,7 +59,7 @@ pub struct StuckGroup {
 
 impl From<Change> for MovingReplica {
     fn from(change: Change) -> Self {
-        let Change { group, old, new, reason } = change;
+        let Change { group, old, new, reason, .. } = change;
         Self { group: group.get(), from: old.get(), to: new.get(), reason: reason.to_string() }
     }
 }

@@ -43,7 +43,7 @@ impl World {
         for (number, zone) in (1..).zip(zones) {
             world.add(number, zone);
         }
-        let prepared = world.live.clone();
+        let prepared = world.live.iter().map(|node| (*node, node.get())).collect();
         world.run(Operation::RaiseVersion { version: ClusterVersion::NEWEST, prepared });
         world.set(PlannerMode::On);
         world
@@ -209,7 +209,7 @@ fn a_group_that_refuses_is_left_alone_for_longer_and_longer() {
     world.lose(3);
     world.pass_at(0);
     let (mut now, mut pauses) = (REPLACE_AFTER, Vec::new());
-    for _ in 0..4 {
+    for _ in 0..2 {
         assert_eq!(world.pass_at(now).len(), 1);
         world.allocator.ended(group(7), now, Outcome::Refused("it changes".to_owned()));
         let refused = now;
@@ -220,7 +220,7 @@ fn a_group_that_refuses_is_left_alone_for_longer_and_longer() {
         pauses.push(now - refused);
         world.allocator.moving.clear();
     }
-    assert_eq!(pauses, [2_000, 4_000, 8_000, 16_000]);
+    assert_eq!(pauses, [2_000, 4_000]);
 }
 
 #[test]
@@ -313,4 +313,71 @@ fn a_group_that_lacks_a_member_is_not_spread() {
     });
     world.pass_at(0);
     assert_eq!(world.pass_at(REPLACE_AFTER), []);
+}
+
+#[test]
+fn a_node_that_a_group_gets_no_replica_on_is_left_out_for_a_while() {
+    let mut world = World::new(&["", "", "", "", ""]);
+    world.create(7, &[1, 2, 3], &[]);
+    world.system = [1, 2].map(node).into();
+    world.lose(3);
+    world.pass_at(0);
+    let mut now = REPLACE_AFTER;
+    for _ in 0..MOST_REFUSALS {
+        let changes = world.pass_at(now);
+        assert_eq!(moves(&changes), [(7, 3, 4)]);
+        world.allocator.ended(group(7), now, Outcome::Refused("a hook".to_owned()));
+        now += LONGEST_REST_MS;
+    }
+    assert_eq!(moves(&world.pass_at(now)), [(7, 3, 5)]);
+}
+
+/// The target answers, and its replica does not come: the addition is given up for another one.
+#[test]
+fn a_change_that_does_not_end_is_given_up_for_another_node() {
+    let mut world = World::new(&["", "", "", "", ""]);
+    world.create(7, &[1, 2, 3], &[]);
+    world.system = [1, 2].map(node).into();
+    world.lose(3);
+    world.pass_at(0);
+    assert_eq!(moves(&world.pass_at(REPLACE_AFTER)), [(7, 3, 4)]);
+    world.allocator.ended(group(7), REPLACE_AFTER, Outcome::Begun);
+    assert_eq!(world.pass_at(REPLACE_AFTER + MOVING_FOR_MS - 1), []);
+    let changes = world.pass_at(REPLACE_AFTER + MOVING_FOR_MS);
+    assert_eq!(moves(&changes), [(7, 3, 5)]);
+    assert_eq!(changes[0].instead_of, Some(node(4)));
+}
+
+#[test]
+fn a_member_on_a_removed_node_is_replaced() {
+    let mut world = World::new(&["", "", "", "", ""]);
+    world.create(7, &[1, 2, 3], &[]);
+    world.system = [1, 2].map(node).into();
+    world.run(Operation::RemoveNode { node: node(5) });
+    world.lose(5);
+    // The report of an addition came late.
+    world.run(Operation::RecordMembers {
+        group: group(7),
+        config_index: shardhost_storage::LogIndex::new(5),
+        nodes: [1, 2, 5].map(node).into(),
+        founding: None,
+        generation: None,
+    });
+    assert_eq!(moves(&world.pass_at(0)), [(7, 5, 3)]);
+}
+
+#[test]
+fn a_refusal_is_forgotten_when_nothing_is_to_be_changed_any_more() {
+    let mut world = World::new(&["", "", "", ""]);
+    world.create(7, &[1, 2, 3], &[]);
+    world.system = [1, 2].map(node).into();
+    world.lose(3);
+    world.pass_at(0);
+    assert_eq!(world.pass_at(REPLACE_AFTER).len(), 1);
+    world.allocator.ended(group(7), REPLACE_AFTER, Outcome::Refused("it changes".to_owned()));
+    world.live.insert(node(3));
+    world.pass_at(REPLACE_AFTER + 1);
+    assert_eq!(world.allocator.status(0).stuck_total, 1);
+    world.pass_at(REPLACE_AFTER + FIRST_REST_MS);
+    assert_eq!(world.allocator.status(0).stuck_total, 0);
 }

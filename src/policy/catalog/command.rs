@@ -5,7 +5,7 @@
 //! with tables and queues. Replicas of different versions would differ over them, so a new
 //! operation is proposed only when all replicas of the system group know it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use bytes::Bytes;
@@ -135,8 +135,9 @@ pub enum Operation {
     /// those that are prepared for it.
     RaiseVersion {
         version: ClusterVersion,
-        /// The nodes whose data directories no program opens that does not know the version.
-        prepared: BTreeSet<NodeId>,
+        /// The nodes, and their disks, whose data directories no program opens that does not know the
+        /// version.
+        prepared: BTreeMap<NodeId, u64>,
     },
     /// Sets whether replicas are moved automatically. From version 2 of the cluster on.
     SetReplicas {

@@ -235,7 +235,10 @@ fn commands() -> Vec<Command> {
         Operation::SetReplicas {
             replicas: ReplicaSettings { mode: PlannerMode::On, replace_after_ms: 5_000 },
         },
-        Operation::RaiseVersion { version: ClusterVersion::NEWEST, prepared: [node(1)].into() },
+        Operation::RaiseVersion {
+            version: ClusterVersion::NEWEST,
+            prepared: [(node(1), 1)].into(),
+        },
     ];
     operations.into_iter().map(|operation| Command::new(NOW_MS, operation)).collect()
 }

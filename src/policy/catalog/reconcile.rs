@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use shardhost_groups::GroupSpec;
-use shardhost_storage::{GroupId, NodeId, Requirement};
+use shardhost_storage::{GroupId, LogIndex, NodeId, ReplicaId, Requirement};
 
 use super::record::{EndedGroup, GroupRecord, GroupState, Revision};
 use super::view::View;
@@ -45,6 +45,11 @@ pub enum HeldState {
     Creating,
     /// It runs and does not lead.
     Follows,
+    /// The same, and it knows no leader. It is a voter as of the configuration that it knows.
+    Unled {
+        replica: ReplicaId,
+        config_index: LogIndex,
+    },
     /// It leads, and this is what the group asks of it.
     Leads(Requirement),
     /// It is parked with a fault.
@@ -64,6 +69,8 @@ pub enum Action {
         /// Of this life and no other.
         incarnation: u32,
     },
+    /// Destroy this replica, which is a member no more.
+    Leave { replica: ReplicaId },
     /// Propose to the group, which is led here, what it is to ask of its leader.
     SetRequirement { requirement: Requirement },
 }
@@ -83,6 +90,8 @@ pub enum Reason {
         /// The number of the life after it, as far as the catalog knows.
         next: u32,
     },
+    /// The configuration of this index, later than the one that the replica knows, has no member on this node.
+    Replaced { config_index: LogIndex },
     /// The group asks for something else than it is to.
     Differs { asked: Requirement },
 }
@@ -293,8 +302,23 @@ impl<'a> Home<'a> {
                 destroy(held, Reason::Ordered { since: intended.revision })
             }
             (HeldState::Leads(asked), true) => requirement(intended, asked),
+            (HeldState::Unled { replica, config_index }, true) => {
+                self.unled(intended, *replica, *config_index)
+            }
             (HeldState::Follows | HeldState::Failed, true) => Verdict::Nothing,
         }
+    }
+
+    /// A voter without a leader. Members that left notify each other; where all that it knows left, too, it
+    /// is told by none of them. Replica ids are never given out twice, so what is a voter of an earlier
+    /// configuration and not in a later one does not come back.
+    fn unled(&self, intended: &GroupRecord, replica: ReplicaId, known: LogIndex) -> Verdict {
+        let Some(members) = &intended.reported else { return Verdict::Nothing };
+        let config_index = members.config_index;
+        if config_index <= known || members.nodes.contains(&self.local.node) {
+            return Verdict::Nothing;
+        }
+        Verdict::Do(Action::Leave { replica }, Reason::Replaced { config_index })
     }
 }
 
@@ -349,6 +373,9 @@ impl fmt::Display for Reason {
             Self::Ordered { since } => write!(f, "its end is ordered since revision {since}"),
             Self::LifeOver { next } => {
                 write!(f, "its end was ordered; generation {next} comes after it")
+            }
+            Self::Replaced { config_index } => {
+                write!(f, "the configuration of index {config_index} has no member on this node")
             }
             Self::Differs { asked } => write!(f, "the group asks for {asked}"),
         }

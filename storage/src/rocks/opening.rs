@@ -100,6 +100,10 @@ impl Directory {
     /// Notes in the identity file how far the log has come, that it is written in this run of the
     /// machine, and that every replica knows of what may be missing.
     pub fn renew(&self, database: &DB) -> Result<(), LogError> {
+        self.write_identity(database, self.version())
+    }
+
+    fn write_identity(&self, database: &DB, version: ClusterVersion) -> Result<(), LogError> {
         let files = wal::files(&self.path.join(DATABASE))
             .map_err(|error| io_error("listing the log files", &error))?;
         let file = IdentityFile {
@@ -108,10 +112,7 @@ impl Directory {
             log_file: files.last().map_or(0, |(number, _)| *number),
             boot: self.boot,
             certainty: Certainty::Sure,
-            identity: StoreIdentity {
-                format: self.version.load(Ordering::Relaxed),
-                ..self.identity.clone()
-            },
+            identity: StoreIdentity { format: version.get(), ..self.identity.clone() },
         };
         file.write(&self.path)
     }
@@ -124,16 +125,12 @@ impl Directory {
     /// Raises it, durably. Only the identity file has it: it is read before anything else. Called by one
     /// thread at a time.
     pub fn raise_version(&self, version: ClusterVersion, database: &DB) -> Result<(), LogError> {
-        let before = self.version.load(Ordering::Relaxed);
-        if before >= version.get() {
-            return Ok(());
+        if version > self.version() {
+            self.write_identity(database, version)?;
+            // Not before it is durable: others count on it.
+            self.version.store(version.get(), Ordering::Relaxed);
         }
-        self.version.store(version.get(), Ordering::Relaxed);
-        let written = self.renew(database);
-        if written.is_err() {
-            self.version.store(before, Ordering::Relaxed);
-        }
-        written
+        Ok(())
     }
 }
 

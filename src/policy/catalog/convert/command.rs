@@ -1,7 +1,9 @@
 //! Commands and their messages.
 
+use std::collections::BTreeMap;
+
 use shardhost_proto::version::ClusterVersion;
-use shardhost_storage::{GroupId, LogIndex};
+use shardhost_storage::{GroupId, LogIndex, NodeId};
 
 use super::super::command::{Command, NewDrain, NewGroup, NewNode, Operation};
 use super::super::error::{Refusal, Subject};
@@ -94,7 +96,11 @@ fn operation_to(operation: &Operation) -> Message {
             Message::SetReplicas(wire::SetReplicas { replicas: Some(replicas_to(*replicas)) })
         }
         Operation::RaiseVersion { version, prepared } => {
-            let (version, prepared) = (version.get(), nodes_to(prepared));
+            let one = |(node, store): (&NodeId, &u64)| wire::PreparedNode {
+                node: node.get(),
+                store: *store,
+            };
+            let (version, prepared) = (version.get(), prepared.iter().map(one).collect());
             Message::RaiseVersion(wire::RaiseVersion { version, prepared })
         }
         Operation::Tick => Message::Tick(wire::Tick::default()),
@@ -174,7 +180,7 @@ fn operation_from(message: Message) -> Result<Operation, Refusal> {
         },
         Message::RaiseVersion(message) => Operation::RaiseVersion {
             version: ClusterVersion::new(message.version),
-            prepared: nodes_from(Subject::Nodes, &message.prepared)?,
+            prepared: prepared_from(&message.prepared)?,
         },
         Message::Tick(wire::Tick { passed_ms: None, .. }) => Operation::Tick,
         Message::Tick(wire::Tick { passed_ms: Some(passed_ms), node, intent }) => {
@@ -182,6 +188,16 @@ fn operation_from(message: Message) -> Result<Operation, Refusal> {
             Operation::PassTime { node, intent, passed_ms }
         }
     })
+}
+
+fn prepared_from(nodes: &[wire::PreparedNode]) -> Result<BTreeMap<NodeId, u64>, Refusal> {
+    let mut prepared = BTreeMap::new();
+    for one in nodes {
+        if prepared.insert(node_from(one.node)?, one.store).is_some() {
+            return Err(Refusal::Repeated { subject: Subject::Nodes, given: one.node.to_string() });
+        }
+    }
+    Ok(prepared)
 }
 
 const fn intent_of(number: u64) -> IntentId {

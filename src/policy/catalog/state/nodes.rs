@@ -8,7 +8,9 @@ use shardhost_storage::NodeId;
 use super::super::command::NewNode;
 use super::super::error::{MAX_NAMED_GROUPS, Refusal, Subject};
 use super::super::name::Name;
-use super::super::record::{Advertisement, NodeRecord, Record, RecordKey, Revision, Settings};
+use super::super::record::{
+    Advertisement, GroupRecord, GroupState, NodeRecord, Record, RecordKey, Revision, Settings,
+};
 use super::super::reply::{Done, Reply};
 use super::super::{MAX_NODES, MAX_REMOVED_NODES, UNKNOWN_STORE};
 use super::{Catalog, check_limit};
@@ -65,7 +67,11 @@ impl Catalog {
 
     pub(super) fn remove_node(&mut self, node: NodeId) -> Reply {
         self.node(node)?;
-        let members = self.view.groups().values().filter(|group| group.has_member(node));
+        // A group that is being destroyed changes its members no more, and waits for no node that is not known.
+        let remembers = self.remembers_removals();
+        let stays = |group: &&Arc<GroupRecord>| !remembers || group.state == GroupState::Active;
+        let members = self.view.groups().values().filter(stays);
+        let members = members.filter(|group| group.has_member(node));
         let held: Vec<_> = members.map(|group| group.id).collect();
         if !held.is_empty() {
             let total = held.len();

@@ -1,6 +1,6 @@
 //! The version of the cluster: what the rules of the other changes may ask for.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use shardhost_proto::version::ClusterVersion;
@@ -8,7 +8,7 @@ use shardhost_storage::NodeId;
 
 use super::super::UNKNOWN_STORE;
 use super::super::error::Refusal;
-use super::super::record::{Record, ReplicaSettings, Settings};
+use super::super::record::{NodeRecord, Record, ReplicaSettings, Settings};
 use super::super::reply::{Done, Reply};
 use super::Catalog;
 
@@ -24,7 +24,7 @@ impl Catalog {
     pub(super) fn raise_version(
         &mut self,
         version: ClusterVersion,
-        prepared: &BTreeSet<NodeId>,
+        prepared: &BTreeMap<NodeId, u64>,
     ) -> Reply {
         let settings = self.view.settings();
         if version <= settings.cluster_version {
@@ -32,7 +32,9 @@ impl Catalog {
         }
         // One that was announced and never seen has no data directory yet.
         let seen = self.view.nodes().values().filter(|node| node.store != UNKNOWN_STORE);
-        if let Some(node) = seen.map(|node| node.id).find(|node| !prepared.contains(node)) {
+        // Nor is another disk prepared than the one that was asked.
+        let lacks = |node: &&Arc<NodeRecord>| prepared.get(&node.id) != Some(&node.store);
+        if let Some(node) = seen.filter(|node| lacks(node)).map(|node| node.id).next() {
             return Err(Refusal::NotPrepared { node, version });
         }
         let settings = Settings { cluster_version: version, ..settings.clone() };

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use shardhost_groups::GroupSpec;
+use shardhost_storage::ReplicaId;
 
 use super::*;
 
@@ -237,4 +238,26 @@ fn a_life_that_began_and_ended_in_between_makes_a_group_differ_and_nothing_else_
     destroy(&mut catalog, 7);
     put_node(&mut catalog, new_node(4));
     assert_eq!(catalog.view().groups_unlike(&earlier), BTreeSet::from([group(7)]));
+}
+
+/// All members that it knows may have been replaced while it was away.
+#[test]
+fn a_voter_without_a_leader_leaves_when_a_later_configuration_has_no_member_here() {
+    let mut catalog = with_group();
+    let replica = ReplicaId::new(1).unwrap();
+    let unled = |config_index| {
+        let config_index = LogIndex::new(config_index);
+        [(7, held(0, HeldState::Unled { replica, config_index }))]
+    };
+    assert_eq!(look(&catalog, &unled(0)), Round::default(), "nothing was reported");
+    run(&mut catalog, members(20, &[1, 2], Some(&[1, 2]))).unwrap();
+    assert_eq!(look(&catalog, &unled(0)), Round::default(), "it is a member");
+    run(&mut catalog, members(30, &[2, 3], Some(&[2, 3]))).unwrap();
+    let round = look(&catalog, &unled(10));
+    let config_index = LogIndex::new(30);
+    assert_eq!(one(&round), (&Action::Leave { replica }, &Reason::Replaced { config_index }));
+    for later in [30, 40] {
+        assert_eq!(look(&catalog, &unled(later)), Round::default(), "it knows that, or more");
+    }
+    assert_eq!(look(&catalog, &[(7, held(0, HeldState::Follows))]), Round::default());
 }

@@ -7,9 +7,9 @@ use super::*;
 const SECOND: ClusterVersion = ClusterVersion::new(2);
 
 fn raise(version: ClusterVersion, prepared: &[u64]) -> Operation {
-    Operation::RaiseVersion {
-        version,
-        prepared: prepared.iter().map(|number| node(*number)).collect(),
+    {
+        let prepared = prepared.iter().map(|number| (node(*number), 100 + number)).collect();
+        Operation::RaiseVersion { version, prepared }
     }
 }
 
@@ -115,4 +115,25 @@ fn a_drain_that_is_extended_runs_by_the_clock_of_the_one_who_extends_it() {
         run_command(&mut catalog, &Command::new(NOW + 5_000, extend)).unwrap();
         assert_eq!(catalog.view().drains()[&node(1)].clock_ms, clock_ms, "version {version}");
     }
+}
+
+/// It came with an earlier program, perhaps, after the old one had said that it is prepared.
+#[test]
+fn a_raise_is_refused_when_a_disk_was_replaced() {
+    let mut catalog = three_nodes();
+    put_node(&mut catalog, NewNode { store: 999, ..new_node(3) });
+    let refusal = refused(&mut catalog, raise(SECOND, &[1, 2, 3]));
+    says(&refusal, &["node 3", "version 2"]);
+}
+
+/// Its end waits for members, and the member is to be removed because it does not come back.
+#[test]
+fn a_destroyed_group_keeps_no_node_from_being_removed() {
+    let mut catalog = at_second();
+    create(&mut catalog, new_group(7, &[1, 2, 3]));
+    let remove = Operation::RemoveNode { node: node(3) };
+    assert_eq!(refused(&mut catalog, remove.clone()).name(), "NODE_IN_USE");
+    run(&mut catalog, Operation::DestroyGroup { group: group(7), generation: None }).unwrap();
+    run(&mut catalog, remove).unwrap();
+    assert!(!catalog.view().nodes().contains_key(&node(3)));
 }
