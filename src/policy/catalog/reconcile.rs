@@ -310,7 +310,7 @@ impl<'a> Home<'a> {
     }
 
     /// A voter without a leader. Members that left notify each other; where all that it knows left, too, it
-    /// is told by none of them. Replica ids are never given out twice, so what is a voter of an earlier
+    /// learns that from none of them. Replica ids are never given out twice, so what is a voter of an earlier
     /// configuration and not in a later one does not come back.
     fn unled(&self, intended: &GroupRecord, replica: ReplicaId, known: LogIndex) -> Verdict {
         let Some(members) = &intended.reported else { return Verdict::Nothing };
