@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use shardhost_groups::nodes::Advertisement;
@@ -279,7 +279,7 @@ impl HostBuilder {
             advertisement: parking_lot::Mutex::new(advertisement),
             address,
             incarnation,
-            store,
+            store: Arc::downgrade(&store),
             store_id,
             memory,
             foundings,
@@ -407,7 +407,8 @@ struct HostInner {
     advertisement: parking_lot::Mutex<Advertisement>,
     address: SocketAddr,
     incarnation: u64,
-    store: Arc<dyn LogStore>,
+    /// The groups keep it open, and close it when they end: a handle of a host that stopped holds no log.
+    store: Weak<dyn LogStore>,
     store_id: u64,
     memory: Arc<HostMemory>,
     foundings: Foundings,

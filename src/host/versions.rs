@@ -1,7 +1,6 @@
 //! Which versions of a cluster a host takes part in, and which one its data directory asks for.
 
 use std::io;
-use std::sync::Arc;
 
 use shardhost_proto::version::ClusterVersion;
 use shardhost_storage::{LogError, LogStore};
@@ -40,10 +39,11 @@ impl Host {
         self.inner.transport.versions()
     }
 
-    /// The version that a program must know to open the data directory.
+    /// The version that a program must know to open the data directory; the first one when the host has
+    /// stopped.
     #[must_use]
     pub fn prepared_version(&self) -> ClusterVersion {
-        self.inner.store.version()
+        self.inner.store.upgrade().map_or(ClusterVersion::FIRST, |store| store.version())
     }
 
     /// Lets no program open the data directory any more that does not know this version. Durable when
@@ -56,7 +56,9 @@ impl Host {
         if version > newest {
             return Err(PrepareError::NotKnown { version, newest });
         }
-        let store = Arc::clone(&self.inner.store);
+        let store = self.inner.store.upgrade();
+        let store =
+            store.ok_or_else(|| PrepareError::Stopping(io::Error::other("the log is closed")))?;
         let written = tokio::task::spawn_blocking(move || store.raise_version(version)).await;
         Ok(written.map_err(|error| PrepareError::Stopping(io::Error::other(error)))??)
     }
