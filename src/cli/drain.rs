@@ -169,27 +169,23 @@ async fn begin(
     }
     let missing = wait.then(|| what_is_missing(&status)).flatten();
     let doubt = status.in_doubt.then(|| in_doubt(node));
-    if missing.is_some() || doubt.is_some() {
+    if let Some(missing) = missing {
         show(&status, None, target);
-    }
-    match (missing, doubt) {
-        (Some(missing), Some(doubt)) => return Err(partly(format!("{missing}; {doubt}"))),
-        (None, Some(doubt)) => return Err(partly(format!("partly done: {doubt}"))),
-        (Some(missing), None) => bail!(missing),
-        (None, None) => {}
+        match doubt {
+            Some(doubt) => return Err(partly(format!("{missing}; {doubt}"))),
+            None => bail!(missing),
+        }
     }
     let unled = match wait {
         true => Unled::look(&address, target).await?,
         false => None,
     };
     show(&status, unled.as_ref(), target);
-    Ok(match unled {
-        Some(unled) => {
-            eprintln!("{}", unled.words(node));
-            ExitCode::from(PARTLY)
-        }
-        None => ExitCode::SUCCESS,
-    })
+    let whole = unled.is_none() && doubt.is_none();
+    for words in unled.map(|unled| unled.words(node)).into_iter().chain(doubt) {
+        eprintln!("{words}");
+    }
+    Ok(if whole { ExitCode::SUCCESS } else { ExitCode::from(PARTLY) })
 }
 
 /// What is unknown of a drain whose record in the catalog was not confirmed.

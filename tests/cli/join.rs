@@ -6,6 +6,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use shardhost_proto::admin::JoinRequest;
 use shardhost_proto::admin::admin_client::AdminClient;
+use shardhost_proto::version::ClusterVersion;
 use tempfile::TempDir;
 
 use super::process::{Node, Supervised, TIMEOUT, run, start};
@@ -170,7 +171,8 @@ async fn a_node_gives_away_what_only_it_can_lead() {
     let fourth = Node::joining(&data, &["--join", &seed, "--capability", "fifo"]).await;
     let mut admin = AdminClient::connect(format!("http://{seed}")).await.unwrap();
     let address = "127.0.0.1:9".to_owned();
-    let announced = JoinRequest { address, weight: 1, ..JoinRequest::default() };
+    let newest_version = ClusterVersion::NEWEST.get();
+    let announced = JoinRequest { address, weight: 1, newest_version, ..JoinRequest::default() };
     assert_eq!(admin.join(announced).await.unwrap().into_inner().node, 5);
     let is_placed = || async {
         let planned = servers.run(2, &["node", "decommission", "1", "--dry-run", "--json"]).await;
@@ -219,7 +221,8 @@ async fn nodes_that_join_at_once_get_different_numbers_and_one_that_repeats_the_
     // As after a crash before the answer was kept: the number is not lost.
     let mut admin = AdminClient::connect(format!("http://{seed}")).await.unwrap();
     let address = "127.0.0.1:9".to_owned();
-    let request = JoinRequest { address, weight: 1, ..JoinRequest::default() };
+    let newest_version = ClusterVersion::NEWEST.get();
+    let request = JoinRequest { address, weight: 1, newest_version, ..JoinRequest::default() };
     for _ in 0..2 {
         let reply = admin.join(request.clone()).await.unwrap().into_inner();
         assert_eq!((reply.node, reply.tables, reply.nodes.len()), (6, 1, 6));

@@ -139,7 +139,7 @@ async fn a_drain_whose_record_is_in_doubt_is_ended_for_good() {
     let directory = TempDir::new().unwrap();
     let mut cluster = Supervised::start(directory.path(), 1, 1).await;
     cluster.run(&["table", "put", "color", "red"]).await.ok();
-    cluster.run(&["leader", "transfer", "0", "1"]).await.ok();
+    cluster.run(&["leader", "transfer", "0", "--first-fit", "1"]).await.ok();
     let one = cluster.addresses()[&1].clone();
     let at = ["--at", &one, "--json"];
     for node in [2, 3] {
