@@ -224,7 +224,10 @@ async fn take(
     // The client gives up at the timeout, and knows why.
     let within = arguments.target.timeout() + GRACE;
     let bounds = Bounds { max: arguments.max, within, visibility };
-    let answers = async |shard| Ok(drop(queue.peek(shard, 0, Some(1)).await?));
+    let answers = async |shard| {
+        queue.peek(shard, 0, Some(1)).await?;
+        Ok(())
+    };
     let receive = async |shard, part| Ok(queue.receive(shard, part, visibility).await?);
     let gather::Taken { parts, failed } =
         gather::take(&order, bounds, answers, receive, show).await;

@@ -258,8 +258,7 @@ mod tests {
                 (member.voter, member.learner) = (voter, !voter);
                 (ReplicaId::must(*node), member)
             });
-            let mut membership = Membership::default();
-            membership.members = members.collect();
+            let membership = Membership { members: members.collect(), ..Membership::default() };
             shrunk_group(group, &membership, &founders)
         };
         assert_eq!(of(&[1, 2, 3], &[]), None);
