@@ -28,13 +28,29 @@ pub enum Mode {
     On,
 }
 
+impl From<Mode> for PlannerMode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Off => Self::Off,
+            Mode::Shadow => Self::Shadow,
+            Mode::On => Self::On,
+        }
+    }
+}
+
+/// A mode, as it is typed.
+pub const fn word_of(mode: PlannerMode) -> &'static str {
+    match mode {
+        PlannerMode::Off => "off",
+        PlannerMode::Shadow => "shadow",
+        PlannerMode::On => "on",
+    }
+}
+
 /// Sets the mode for the whole cluster.
 pub async fn set_mode(mode: Mode, target: &Target) -> anyhow::Result<()> {
-    let (mode, word) = match mode {
-        Mode::Off => (PlannerMode::Off, "off"),
-        Mode::Shadow => (PlannerMode::Shadow, "shadow"),
-        Mode::On => (PlannerMode::On, "on"),
-    };
+    let mode = PlannerMode::from(mode);
+    let word = word_of(mode);
     Catalog::reach(target).await?.apply(None, Operation::SetPlannerMode { mode }).await?;
     tell(target, json!({ "mode": word }), format!("the planner is {word}"));
     Ok(())

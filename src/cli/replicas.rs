@@ -18,7 +18,7 @@ use tonic::Code;
 
 use super::catalog::Catalog;
 use super::output::{facts, number};
-use super::planner::Mode;
+use super::planner::{Mode, word_of};
 use super::target::{Target, channel, said};
 
 /// Lines that are shown of a list.
@@ -65,11 +65,8 @@ pub async fn run(command: &Command) -> anyhow::Result<ExitCode> {
 }
 
 async fn set(mode: Mode, replace_after: Option<u64>, target: &Target) -> anyhow::Result<()> {
-    let (mode, word) = match mode {
-        Mode::Off => (PlannerMode::Off, "off"),
-        Mode::Shadow => (PlannerMode::Shadow, "shadow"),
-        Mode::On => (PlannerMode::On, "on"),
-    };
+    let mode = PlannerMode::from(mode);
+    let word = word_of(mode);
     let catalog = Catalog::reach(target).await?;
     let settings = catalog.settings().await?;
     let present = settings.replicas.map(|replicas| replicas.replace_after_ms);
@@ -159,12 +156,7 @@ async fn status(why: Option<u64>, target: &Target) -> anyhow::Result<()> {
 /// The mode in a word, and the seconds.
 const fn words(settings: Option<ReplicaSettings>) -> (&'static str, Option<u64>) {
     let Some(ReplicaSettings { mode, replace_after_ms }) = settings else { return ("off", None) };
-    let mode = match mode {
-        PlannerMode::Off => "off",
-        PlannerMode::Shadow => "shadow",
-        PlannerMode::On => "on",
-    };
-    (mode, Some(replace_after_ms / 1_000))
+    (word_of(mode), Some(replace_after_ms / 1_000))
 }
 
 fn described(

@@ -7,10 +7,7 @@
 use std::collections::BTreeMap;
 
 use shardhost_storage::NodeId;
-use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
-use super::CatalogView;
 use crate::data_dir::DataDir;
 use crate::data_dir::addresses::PeerAddresses;
 use crate::host::Host;
@@ -34,31 +31,12 @@ impl Joined {
         joined
     }
 
-    /// Follows the catalog until `stop`.
-    pub(super) async fn follow(
-        self,
-        mut views: watch::Receiver<CatalogView>,
-        stop: CancellationToken,
-    ) {
-        let follow = async {
-            loop {
-                let known = views.borrow_and_update().clone();
-                if let Some(view) = known {
-                    self.take(&view);
-                }
-                if views.changed().await.is_err() {
-                    return;
-                }
-            }
-        };
-        stop.run_until_cancelled(follow).await;
-    }
-
     fn is_configured(&self, node: NodeId) -> bool {
         node == self.host.node_id() || self.host.config().peers.contains_key(&node)
     }
 
-    fn take(&self, view: &View) {
+    /// The catalog names these nodes now.
+    pub(super) fn take(&self, view: &View) {
         let nodes = view.nodes().iter().filter(|(node, _)| !self.is_configured(**node));
         let wanted: BTreeMap<NodeId, &str> =
             nodes.map(|(node, record)| (*node, &*record.address)).collect();

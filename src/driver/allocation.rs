@@ -67,9 +67,10 @@ async fn run(inner: Weak<Inner>, planner_term: u64, shared: Shared) {
         }
         let Some(inner) = inner.upgrade() else { return };
         let Some(view) = inner.view.borrow().clone() else { continue };
-        let orders = pass(&inner, &view, &shared).await;
+        let live = Arc::new(inner.host.live_nodes());
+        let orders = pass(&inner, &view, &live, &shared).await;
         if !orders.is_empty() {
-            let (own, live) = (inner.host.node_id(), live_nodes(&inner));
+            let own = inner.host.node_id();
             let asking = |change: Change| Asking::new(own, &view, &live, change);
             let orders = orders.into_iter().map(asking).collect();
             sending.spawn(send(Arc::clone(&inner), planner_term, orders, shared.clone()));
@@ -77,13 +78,17 @@ async fn run(inner: Weak<Inner>, planner_term: u64, shared: Shared) {
     }
 }
 
-async fn pass(inner: &Inner, view: &Arc<View>, shared: &Shared) -> Vec<Change> {
-    let live = live_nodes(inner);
+async fn pass(
+    inner: &Inner,
+    view: &Arc<View>,
+    live: &Arc<BTreeSet<NodeId>>,
+    shared: &Shared,
+) -> Vec<Change> {
     let group = inner.host.group(SYSTEM_GROUP);
     let membership = group.map(|group| group.membership());
     let members = membership.iter().flat_map(|membership| membership.members.values());
     let system: BTreeSet<NodeId> = members.map(|member| member.node).collect();
-    let (view, shared) = (Arc::clone(view), shared.clone());
+    let (view, live, shared) = (Arc::clone(view), Arc::clone(live), shared.clone());
     let passed = tokio::task::spawn_blocking(move || {
         let now_ms = shared.now_ms();
         let seen = Observation { now_ms, view: &view, live: &live, system: &system };
@@ -101,12 +106,6 @@ async fn pass(inner: &Inner, view: &Arc<View>, shared: &Shared) -> Vec<Change> {
             Vec::new()
         }
     }
-}
-
-/// Nodes whose heartbeats this host receives, and this one.
-fn live_nodes(inner: &Inner) -> BTreeSet<NodeId> {
-    let peers = inner.host.transport_stats().peers.into_iter().filter(|peer| peer.live);
-    peers.map(|peer| peer.node).chain([inner.host.node_id()]).collect()
 }
 
 /// An order, and who of those that may lead the group was not asked yet.

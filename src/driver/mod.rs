@@ -215,8 +215,13 @@ impl System {
             groups: options.groups,
         };
         let watcher = || inner.view.subscribe();
-        tokio::spawn(joined.follow(watcher(), stop.clone()));
-        tokio::spawn(versions::follow(host.clone(), watcher(), stop.clone()));
+        let take = async move |view: &View| joined.take(view);
+        tokio::spawn(with_each_view(watcher(), stop.clone(), take));
+        let versioned = host.clone();
+        let take = async move |view: &View| {
+            versions::take(&versioned, view.settings().cluster_version).await;
+        };
+        tokio::spawn(with_each_view(watcher(), stop.clone(), take));
         tokio::spawn(follower::follow(
             host.clone(),
             client.clone(),
@@ -421,6 +426,26 @@ async fn view_at(
     known.ok_or_else(|| CatalogError::Unknown {
         message: format!("revision {revision} is not heard of here"),
     })
+}
+
+/// Does something with the catalog as this host knows it, and with each later view, until `stop`.
+async fn with_each_view(
+    mut views: watch::Receiver<CatalogView>,
+    stop: CancellationToken,
+    take: impl AsyncFn(&View),
+) {
+    let follow = async {
+        loop {
+            let known = views.borrow_and_update().clone();
+            if let Some(view) = known {
+                take(&view).await;
+            }
+            if views.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    stop.run_until_cancelled(follow).await;
 }
 
 /// While this host leads the system group, it tends the catalog and plans.

@@ -19,13 +19,10 @@ use super::{CatalogView, NodeFacts};
 use crate::host::Host;
 use shardhost_policy::catalog::{
     Advertisement, GroupRecord, GroupState, Name, NewGroup, NewNode, NodeRecord, Operation,
-    PlannerMode, Refusal, ReplicaSettings, Revision, Subject, UNKNOWN_STORE, View,
+    PlannerMode, REPLICAS_MOVED, Refusal, ReplicaSettings, Revision, Subject, UNKNOWN_STORE, View,
 };
 use shardhost_proto::shard_map::ShardMap;
-use shardhost_proto::version::ClusterVersion;
 
-/// The version of the cluster from which on replicas are moved automatically.
-const REPLICAS_MOVED: ClusterVersion = ClusterVersion::new(2);
 /// Between two comparisons of this node's record with its state.
 const COMPARE_EVERY: Duration = Duration::from_secs(2);
 /// Between two looks of the leader of the system group, when nothing changes.

@@ -12,12 +12,10 @@ use std::time::{Duration, Instant};
 use shardhost_groups::NodeId;
 use shardhost_proto::system as wire;
 use shardhost_proto::version::ClusterVersion;
-use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
+use super::SYSTEM_GROUP;
 use super::client::{CatalogClient, CatalogError};
-use super::{CatalogView, SYSTEM_GROUP};
 use crate::host::Host;
 use shardhost_policy::catalog::{Operation, Refusal, UNKNOWN_STORE, View};
 
@@ -118,29 +116,9 @@ fn read(node: NodeId, reply: wire::VersionsReply) -> Result<NodeVersions, String
     })
 }
 
-/// Notes the version of the cluster as the catalog names it, until `stop`: greetings are compared with it.
-pub(super) async fn follow(
-    host: Host,
-    mut views: watch::Receiver<CatalogView>,
-    stop: CancellationToken,
-) {
-    let follow = async {
-        loop {
-            let known = views.borrow_and_update().clone();
-            if let Some(view) = known {
-                take(&host, view.settings().cluster_version).await;
-            }
-            if views.changed().await.is_err() {
-                return;
-            }
-        }
-    };
-    stop.run_until_cancelled(follow).await;
-}
-
 /// The cluster is at this version. The data directory is prepared for it first: it may have been made or put
 /// back since the cluster was raised.
-async fn take(host: &Host, version: ClusterVersion) {
+pub(super) async fn take(host: &Host, version: ClusterVersion) {
     if host.prepared_version() < version
         && let Err(error) = host.prepare_for(version).await
     {
@@ -180,8 +158,7 @@ impl Raising {
         self.asked = Some(Instant::now());
         let concerned = concerned(host, view);
         // One that is down is not waited for, again and again.
-        let live = live(host);
-        let asked = concerned.intersection(&live).copied().collect();
+        let asked = concerned.intersection(&host.live_nodes()).copied().collect();
         for (node, said) in ask_all(host, client, asked, None).await {
             if let Ok(said) = said {
                 self.prepared.insert(node, (said.store, said.prepared.min(said.newest)));
@@ -220,11 +197,6 @@ fn common_to(
         [UNKNOWN_STORE, *store].contains(&registered).then_some(*prepared)
     };
     nodes.iter().map(of).collect::<Option<Vec<_>>>()?.into_iter().min()
-}
-
-fn live(host: &Host) -> BTreeSet<NodeId> {
-    let peers = host.transport_stats().peers.into_iter().filter(|peer| peer.live);
-    peers.map(|peer| peer.node).chain([host.node_id()]).collect()
 }
 
 #[cfg(test)]

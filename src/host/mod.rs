@@ -553,6 +553,11 @@ impl Host {
     pub fn transport_stats(&self) -> TransportStats {
         self.inner.transport.stats()
     }
+    /// The nodes whose heartbeats this host receives, and its own.
+    pub(crate) fn live_nodes(&self) -> BTreeSet<NodeId> {
+        let peers = self.transport_stats().peers.into_iter().filter(|peer| peer.live);
+        peers.map(|peer| peer.node).chain([self.node_id()]).collect()
+    }
     /// A node is said to be reached there: see [`GrpcTransport::is_said_to_be_at`].
     pub(crate) fn node_is_said_to_be_at(&self, node: NodeId, address: &str) {
         self.inner.transport.is_said_to_be_at(node, address);

@@ -52,6 +52,7 @@ mod state;
 mod tests;
 mod view;
 
+use shardhost_proto::version::ClusterVersion;
 use shardhost_proto::{catalog as wire, log};
 use shardhost_storage::GroupId;
 
@@ -78,6 +79,9 @@ pub use shardhost_storage::requirement::MAX_CAPABILITIES;
 
 /// Leading byte of commands, replies, queries and answers that this version writes.
 const VERSION: u8 = 1;
+
+/// From this version of the cluster on replicas are moved automatically.
+pub const REPLICAS_MOVED: ClusterVersion = ClusterVersion::new(2);
 
 /// The store of a node that was announced and never seen.
 pub const UNKNOWN_STORE: u64 = 0;

@@ -6,19 +6,16 @@ use std::sync::Arc;
 use shardhost_proto::version::ClusterVersion;
 use shardhost_storage::NodeId;
 
-use super::super::UNKNOWN_STORE;
 use super::super::error::Refusal;
 use super::super::record::{NodeRecord, Record, ReplicaSettings, Settings};
 use super::super::reply::{Done, Reply};
+use super::super::{REPLICAS_MOVED, UNKNOWN_STORE};
 use super::Catalog;
 
 /// From this one on the numbers of removed nodes are remembered.
 const REMOVALS_REMEMBERED: ClusterVersion = ClusterVersion::new(2);
 /// From this one on a drain is extended by its own clock.
 const DRAINS_EXTENDED_BY_THEIR_CLOCK: ClusterVersion = ClusterVersion::new(2);
-
-/// From this one on replicas are moved automatically.
-const REPLICAS_MOVED: ClusterVersion = ClusterVersion::new(2);
 
 impl Catalog {
     pub(super) fn raise_version(
