@@ -10,6 +10,7 @@
 //! | [`hash`] | the hash of keys, and checksums of sequences |
 //! | [`limits`] | bounds of requests |
 //! | [`version`] | the version of a cluster |
+//! | [`grants`] | what a caller may do |
 //! | [`fields`] | a message, field by field, before it is decoded |
 //!
 //! The messages are generated from the `.proto` files beside this crate. This crate knows nothing
@@ -21,6 +22,7 @@
 #![warn(clippy::unwrap_used)]
 
 pub mod fields;
+pub mod grants;
 pub mod hash;
 pub mod ids;
 pub mod limits;
