@@ -1,6 +1,6 @@
 //! What the hosts say of their shards, asked from outside as an operator would.
 //!
-//! A host may hold more groups than shards: what the cluster keeps for itself is not looked at.
+//! A host may hold more groups than shards: what the cluster keeps for itself is looked at on demand only.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -63,6 +63,8 @@ pub struct Observer {
     channels: BTreeMap<u64, AdminClient<Channel>>,
     /// Shards that there are at least.
     shards: usize,
+    /// Whether what the cluster keeps for itself counts, too.
+    all: bool,
 }
 
 impl Observer {
@@ -70,7 +72,14 @@ impl Observer {
     pub fn new(addresses: &BTreeMap<u64, String>, shards: u64) -> anyhow::Result<Self> {
         let open = |(node, address): (&u64, &String)| anyhow::Ok((*node, admin(address)?));
         let channels = addresses.iter().map(open).collect::<anyhow::Result<_>>()?;
-        Ok(Self { channels, shards: usize::try_from(shards).context("too many shards")? })
+        let shards = usize::try_from(shards).context("too many shards")?;
+        Ok(Self { channels, shards, all: false })
+    }
+
+    /// The same for all groups, the catalog's too.
+    #[must_use]
+    pub fn of_all_groups(self) -> Self {
+        Self { shards: self.shards + 1, all: true, ..self }
     }
 
     /// All nodes, also those that do not run.
@@ -83,7 +92,7 @@ impl Observer {
         let mut admin = self.channels.get(&node)?.clone();
         let mut groups =
             timeout(ANSWER_TIMEOUT, all_groups(&mut admin)).await.ok()?.ok()?.into_inner();
-        groups.retain(|group| [TABLE_KIND, QUEUE_KIND].contains(&group.kind.as_str()));
+        groups.retain(|group| self.all || [TABLE_KIND, QUEUE_KIND].contains(&group.kind.as_str()));
         Some(groups)
     }
 

@@ -65,8 +65,23 @@ pub async fn run(command: &Command) -> anyhow::Result<ExitCode> {
 }
 
 async fn set(mode: Mode, replace_after: Option<u64>, target: &Target) -> anyhow::Result<()> {
+    let (mode, after) = words(Some(switch(mode, replace_after, target).await?));
+    if target.json {
+        println!("{}", json!({ "mode": mode, "replace_after": after }));
+    } else {
+        let seconds = number(after.unwrap_or_default());
+        println!("replicas: {mode}; a node that does not answer for {seconds} s is replaced");
+    }
+    Ok(())
+}
+
+/// Switches the mode, and returns what is set then.
+pub async fn switch(
+    mode: Mode,
+    replace_after: Option<u64>,
+    target: &Target,
+) -> anyhow::Result<ReplicaSettings> {
     let mode = PlannerMode::from(mode);
-    let word = word_of(mode);
     let catalog = Catalog::reach(target).await?;
     let settings = catalog.settings().await?;
     let present = settings.replicas.map(|replicas| replicas.replace_after_ms);
@@ -76,16 +91,17 @@ async fn set(mode: Mode, replace_after: Option<u64>, target: &Target) -> anyhow:
     };
     let replicas = ReplicaSettings { mode, replace_after_ms };
     catalog.apply(Some(settings.revision), Operation::SetReplicas { replicas }).await?;
-    let seconds = replace_after_ms / 1_000;
-    if target.json {
-        println!("{}", json!({ "mode": word, "replace_after": seconds }));
-    } else {
-        println!(
-            "replicas: {word}; a node that does not answer for {} s is replaced",
-            number(seconds)
-        );
-    }
-    Ok(())
+    Ok(replicas)
+}
+
+/// What the allocator does, wherever it runs.
+pub async fn state(target: &Target) -> anyhow::Result<AllocatorStatus> {
+    read(&ask(AllocatorRequest::default(), target).await?)
+}
+
+fn read(reply: &AllocatorReply) -> anyhow::Result<AllocatorStatus> {
+    serde_json::from_slice(&reply.status)
+        .context("the node is of a version that says other things; use its own `shardhost`")
 }
 
 /// The answer of the allocator, wherever it runs.
@@ -124,8 +140,7 @@ async fn status(why: Option<u64>, target: &Target) -> anyhow::Result<()> {
         bail!("the catalog knows no group {group}; `shardhost group list` shows those that are");
     }
     let settings = Catalog::reach(target).await?.settings().await?;
-    let status: AllocatorStatus = serde_json::from_slice(&reply.status)
-        .context("the node is of a version that says other things; use its own `shardhost`")?;
+    let status = read(&reply)?;
     if target.json {
         let raw: Value = serde_json::from_slice(&reply.status)?;
         let (mode, after) = words(settings.replicas);

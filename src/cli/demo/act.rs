@@ -1,4 +1,4 @@
-//! The demo itself: start, load, kill, join, restart, verify, report.
+//! The demo itself: start, load, kill, join, lose, restart, verify, report.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use shardhost_client::Resend;
 
 use super::join::{self, Joined, Shares};
+use super::loss::{self, Loss};
 use super::rates::Rates;
 use super::report::Report;
 use super::service::{CAPABILITY, ServiceWatch};
@@ -51,14 +52,16 @@ pub async fn run(
             () = rates.watch(&observer) => bail!("the hosts are no longer watched"),
         }
     };
-    let (mut load, played) = under_load(load, &client, screen, play).await?;
+    let (mut load, mut played) = under_load(load, &client, screen, play).await?;
     rates.end(&observer).await;
-    let mut placement = Shares::look(played.joined.node, &layout, &observer).await?;
-    sabotage(&mut load, &mut placement, arguments.sabotage);
+    // What was lost is not asked any more.
+    let observer = Observer::new(&nodes.running(), layout.shards())?;
+    let placement = Shares::look(played.joined.node, &layout, &observer).await?;
+    sabotage(&mut load, &mut played, arguments.sabotage);
     let load = Arc::new(load);
-    let addresses = || nodes.addresses().values().cloned();
+    let addresses = nodes.running().into_values();
     let verification =
-        Verification::new(Arc::clone(&load), layout, addresses(), &observer, screen).await?;
+        Verification::new(Arc::clone(&load), layout, addresses, &observer, screen).await?;
     let verified = verification.run().await?;
     nodes.check()?;
     let watched = watch.end();
@@ -111,13 +114,14 @@ fn shares(leaders: &BTreeMap<u64, Leader>, layout: Layout) -> String {
     each.collect::<Vec<_>>().join(", ")
 }
 
-fn sabotage(load: &mut Load, placement: &mut Shares, what: Option<Sabotage>) {
+fn sabotage(load: &mut Load, played: &mut Played, what: Option<Sabotage>) {
     match what {
         None => {}
         Some(Sabotage::Value) => load.book.flip_a_value(),
         Some(Sabotage::ForgottenMessage) => load.book.forget_a_message(),
         Some(Sabotage::InventedMessage) => load.book.invent_a_message(),
-        Some(Sabotage::EmptyHost) => placement.forget(),
+        Some(Sabotage::EmptyHost) => played.joined.shares.forget(),
+        Some(Sabotage::MissingReplica) => played.loss.forget(),
     }
 }
 
@@ -134,7 +138,8 @@ struct Act<'a> {
 pub struct Played {
     pub killed: u64,
     pub joined: Joined,
-    /// The first hosts, one after the other.
+    pub loss: Loss,
+    /// All hosts that are left, one after the other.
     pub restarted: Vec<Restarted>,
 }
 
@@ -145,8 +150,21 @@ impl Act<'_> {
         let joiner = *self.layout.joiners().start();
         let joined =
             join::join(joiner, self.nodes, &self.layout, self.observer, self.screen).await?;
+        let lost = self.one_to_lose(killed).await?;
+        let loss = loss::lose(lost, self.nodes, &self.layout, load, self.screen).await?;
         let restarted = self.restart_each().await?;
-        Ok(Played { killed, joined, restarted })
+        Ok(Played { killed, joined, loss, restarted })
+    }
+
+    /// The busiest of the first hosts that was not killed before and can lead everything: it holds a
+    /// replica of the catalog, too.
+    async fn one_to_lose(&self, killed: u64) -> anyhow::Result<u64> {
+        let leaders = self.observer.await_led(TIMEOUT).await?;
+        let first = (1..=self.layout.nodes).filter(|node| Some(*node) != self.layout.lacking());
+        let nodes: Vec<u64> = first.filter(|node| *node != killed).collect();
+        let leads = leads(&leaders, &nodes);
+        let busiest = nodes.into_iter().max_by_key(|node| leads.get(node).copied());
+        busiest.context("there is no node to lose")
     }
 
     /// Kills the host that leads most, waits until the others lead everything, and starts it again.
@@ -170,16 +188,19 @@ impl Act<'_> {
         Ok(busiest)
     }
 
-    /// Restarts the hosts, one after the other, without client-visible errors.
+    /// Restarts the hosts that are left, one after the other, without client-visible errors: a group that
+    /// lacked a replica would not serve meanwhile.
     async fn restart_each(&mut self) -> anyhow::Result<Vec<Restarted>> {
+        let left = self.nodes.running();
+        let observer = Observer::new(&left, self.layout.shards())?;
         let mut all = Vec::new();
-        for node in 1..=self.layout.nodes {
-            let restarted = restart::restart(node, self.nodes, self.observer).await?;
+        for node in left.into_keys() {
+            let restarted = restart::restart(node, self.nodes, &observer).await?;
             self.screen.event(restarted.event());
             all.push(restarted);
         }
         let lacking = self.layout.lacking();
-        join::spread(lacking, self.observer, self.screen).await?;
+        join::spread(lacking, &observer, self.screen).await?;
         Ok(all)
     }
 }

@@ -16,9 +16,11 @@ use crate::trial::screen::Screen;
 use crate::trial::shares::{is_fair, leads, votes};
 
 /// A host that joined.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Joined {
     pub node: u64,
+    /// What it and the others held and led then.
+    pub shares: Shares,
     /// From its start until it had all its replicas.
     pub filled: Duration,
     /// From then until it led its part.
@@ -48,26 +50,27 @@ pub async fn join(
     let (took, gained) = (began.elapsed(), number(filled.gained));
     let (all, took_s) = (number(layout.shards()), seconds(took));
     screen.event(format!("node {node} holds {gained} of {all} shards after {took_s}"));
-    let balanced = spread(layout.lacking(), observer, screen).await?;
-    Ok(Joined { node, filled: took, balanced })
+    let (balanced, leads) = spread(layout.lacking(), observer, screen).await?;
+    let shares = Shares { leads, ..Shares::look(node, layout, observer).await? };
+    Ok(Joined { node, shares, filled: took, balanced })
 }
 
-/// Waits until each host leads a fair part, and returns how long that took.
+/// Waits until each host leads a fair part, and returns how long that took, and the parts.
 pub async fn spread(
     lacking: Option<u64>,
     observer: &Observer,
     screen: &Screen,
-) -> anyhow::Result<Duration> {
+) -> anyhow::Result<(Duration, BTreeMap<u64, u64>)> {
     let began = Instant::now();
     let leads = until_fair(observer, lacking, TIMEOUT).await?;
     let took = began.elapsed();
     let each = leads.iter().map(|(node, count)| format!("{count} by node {node}"));
     let each = each.collect::<Vec<_>>().join(", ");
     screen.event(format!("leaderships are spread {} later: {each}", seconds(took)));
-    Ok(took)
+    Ok((took, leads))
 }
 
-/// What every host holds and leads at the end.
+/// What every host holds and leads.
 #[derive(Clone, Debug)]
 pub struct Shares {
     joined: u64,

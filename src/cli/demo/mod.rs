@@ -1,11 +1,12 @@
 //! `shardhost demo`: three real hosts, of which one lacks what the queues require, a real input, a
-//! SIGKILL, a fourth host that joins and a restart without any interruption while writes continue,
-//! and a verification of every acknowledged write.
+//! SIGKILL, a fourth host that joins, a host that is lost for good and a restart of the others without
+//! any interruption while writes continue, and a verification of every acknowledged write.
 //!
 //! | where | what |
 //! |---|---|
-//! | [`act`] | what happens: the kill, the election, the host that joins, the restart |
+//! | [`act`] | what happens: the kill, the election, the host that joins, the loss, the restart |
 //! | [`join`] | a host gets its part of the replicas and of the leaderships |
+//! | [`loss`] | a host is lost, and the cluster replaces its replicas |
 //! | [`service`] | that the host without a capability never serves who requires it |
 //! | [`rates`] | what each host did meanwhile |
 //! | [`report`] | what people and programs are shown |
@@ -14,6 +15,7 @@
 
 mod act;
 mod join;
+mod loss;
 mod rates;
 mod report;
 mod service;
@@ -77,6 +79,8 @@ enum Sabotage {
     InventedMessage,
     /// The host that joins is expected to have got nothing.
     EmptyHost,
+    /// One replica of the host that is lost is expected to be missing.
+    MissingReplica,
 }
 
 /// Runs the demo. Whatever happens, no host process and no data stay behind, unless asked for.
@@ -111,8 +115,7 @@ pub async fn run(arguments: &DemoArguments) -> anyhow::Result<ExitCode> {
 }
 
 async fn keep(nodes: Nodes, directory: tempfile::TempDir, json: bool) -> anyhow::Result<()> {
-    let addresses: Vec<&String> = nodes.addresses().values().collect();
-    let at = addresses.iter().map(|address| address.as_str()).collect::<Vec<_>>().join(",");
+    let at = nodes.running().into_values().collect::<Vec<_>>().join(",");
     let ids = nodes.process_ids().into_values().map(|id| id.to_string()).collect::<Vec<_>>();
     if ids.is_empty() {
         bail!("no host runs");

@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering;
 use serde_json::{Value, json};
 
 use super::act::Played;
-use super::join::Shares;
+use super::join::{Joined, Shares};
+use super::loss::Loss;
 use super::rates::Rates;
 use super::service::Watched;
 use crate::output::{Column, millis, number, seconds, table};
@@ -39,8 +40,19 @@ impl Report<'_> {
         let given_up = self.load.tally.given_up.load(Ordering::Relaxed);
         let writes = self.verified.findings.is_clean() && self.verified.unequal.is_empty();
         let gated = self.watched.served == 0 && self.watched.looks > 0;
-        let placed = self.placement.are_fair() && self.again() == self.layout.nodes;
-        writes && given_up == 0 && gated && placed
+        let placed = self.played.joined.shares.are_fair() && self.again() == self.left();
+        writes && given_up == 0 && gated && placed && self.is_healed()
+    }
+
+    /// Whether what was on the host that was lost is elsewhere, and nothing came back to it.
+    fn is_healed(&self) -> bool {
+        let loss = &self.played.loss;
+        loss.is_healed() && self.placement.held_by(loss.node) == 0
+    }
+
+    /// Hosts that are left at the end.
+    fn left(&self) -> u64 {
+        self.addresses.len() as u64 - 1
     }
 
     /// The verdict in a line.
@@ -72,17 +84,32 @@ impl Report<'_> {
         verdict
     }
 
-    /// What the hosts that joined and were restarted came to.
+    /// What the hosts that joined, were lost and were restarted came to.
     fn placed(&self) -> String {
-        let node = self.played.joined.node;
-        let (held, led) = (self.placement.held_by(node), self.placement.led_by(node));
-        let unfair = if self.placement.are_fair() { "" } else { ", which is not its part" };
+        let Joined { node, shares, .. } = &self.played.joined;
+        let (held, led) = (shares.held_by(*node), shares.led_by(*node));
+        let unfair = if shares.are_fair() { "" } else { ", which is not its part" };
         format!(
-            "; node {node} joined, holds {held} and leads {led}{unfair}; {} of {} hosts were drained, \
+            "; node {node} joined, held {held} and led {led}{unfair}; {}; {} of {} hosts were drained, \
              restarted and lead again",
+            self.healed(),
             self.again(),
-            self.layout.nodes
+            self.left()
         )
+    }
+
+    fn healed(&self) -> String {
+        let Loss { node, replicas, replaced, healed, .. } = self.played.loss;
+        let (replicas, replaced) = (number(replicas), number(replaced));
+        match self.is_healed() {
+            true => format!(
+                "node {node} was lost for good, and its {replicas} replicas were replaced in {}",
+                seconds(healed)
+            ),
+            false => format!(
+                "node {node} was lost for good, and {replaced} of its {replicas} replicas are elsewhere"
+            ),
+        }
     }
 
     /// Hosts that were emptied before they were restarted, and lead again.
@@ -140,12 +167,17 @@ impl Report<'_> {
         ]
     }
 
+    fn was_restarted(&self, node: u64) -> bool {
+        self.played.restarted.iter().any(|one| one.node == node)
+    }
+
     /// What happened to a node.
     fn part_of(&self, node: u64) -> String {
         let parts = [
             (node == self.played.killed, "killed"),
-            (node <= self.layout.nodes, "drained and restarted"),
             (node == self.played.joined.node, "joined"),
+            (node == self.played.loss.node, "lost for good"),
+            (self.was_restarted(node), "drained and restarted"),
             (node == self.watched.node, "lacks fifo"),
         ];
         let happened = parts.into_iter().filter(|(happened, _)| *happened);
@@ -209,6 +241,7 @@ impl Report<'_> {
             "looks_at_it": self.watched.looks,
             "queues_it_served": self.watched.served,
             "joined": self.joined_json(),
+            "loss": self.loss_json(),
             "restarted": self.restarted_json(),
             "load_seconds": self.rates.took().as_secs_f64(),
             "client_p50_us": p50_us,
@@ -221,14 +254,26 @@ impl Report<'_> {
     }
 
     fn joined_json(&self) -> Value {
-        let joined = self.played.joined;
+        let Joined { node, shares, filled, balanced } = &self.played.joined;
         json!({
-            "node": joined.node,
-            "holds": self.placement.held_by(joined.node),
-            "leads": self.placement.led_by(joined.node),
-            "is_fair": self.placement.are_fair(),
-            "filled_seconds": joined.filled.as_secs_f64(),
-            "balanced_seconds": joined.balanced.as_secs_f64(),
+            "node": node,
+            "held": shares.held_by(*node),
+            "led": shares.led_by(*node),
+            "is_fair": shares.are_fair(),
+            "filled_seconds": filled.as_secs_f64(),
+            "balanced_seconds": balanced.as_secs_f64(),
+        })
+    }
+
+    fn loss_json(&self) -> Value {
+        let Loss { node, replicas, replaced, led_again, healed } = self.played.loss;
+        json!({
+            "node": node,
+            "replicas": replicas,
+            "replaced": replaced,
+            "is_healed": self.is_healed(),
+            "led_again_seconds": led_again.as_secs_f64(),
+            "healed_seconds": healed.as_secs_f64(),
         })
     }
 
@@ -253,6 +298,7 @@ impl Report<'_> {
             "node": node,
             "address": self.addresses.get(&node),
             "killed": node == self.played.killed,
+            "lost": node == self.played.loss.node,
             "shards": self.placement.held_by(node),
             "leaders": self.placement.led_by(node),
             "most_leaders": rate.most_leaders,

@@ -1,4 +1,4 @@
-//! The host processes: started, killed, stopped, started again, ended.
+//! The host processes: started, killed, stopped, started again, lost, ended.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -81,8 +81,8 @@ pub struct Nodes {
     running: BTreeMap<u64, Node>,
     /// Of all nodes, running or not.
     addresses: BTreeMap<u64, String>,
-    /// Holds the addresses of those that join later: no other process gets them, and nothing
-    /// answers.
+    /// Holds the addresses of those that join later or are lost: no other process gets them, and
+    /// nothing answers.
     reserved: Vec<TcpSocket>,
 }
 
@@ -102,8 +102,8 @@ impl Nodes {
             self.running.insert(number, node);
         }
         for number in self.layout.joiners() {
-            let (socket, address) = reserve()?;
-            self.addresses.insert(number, address);
+            let socket = reserve(SocketAddr::from(([127, 0, 0, 1], 0)))?;
+            self.addresses.insert(number, socket.local_addr()?.to_string());
             self.reserved.push(socket);
         }
         let order = self.start_order();
@@ -130,6 +130,13 @@ impl Nodes {
     pub async fn kill(&mut self, number: u64) -> anyhow::Result<()> {
         let mut node = self.running.remove(&number).context("it does not run")?;
         Ok(node.child.kill().await?)
+    }
+
+    /// Ends a host as a crash does, for good: nothing answers at its address any more.
+    pub async fn lose(&mut self, number: u64) -> anyhow::Result<()> {
+        self.kill(number).await?;
+        self.reserved.push(reserve(self.address(number)?.parse()?)?);
+        Ok(())
     }
 
     /// Asks a host to end, and waits until it did in order.
@@ -167,6 +174,12 @@ impl Nodes {
     /// Where the hosts are reached, running or not.
     pub const fn addresses(&self) -> &BTreeMap<u64, String> {
         &self.addresses
+    }
+
+    /// Where those that run are reached.
+    pub fn running(&self) -> BTreeMap<u64, String> {
+        let running = self.running.iter();
+        running.map(|(number, node)| (*number, node.address.clone())).collect()
     }
 
     /// Where a host is reached, running or not.
@@ -229,13 +242,13 @@ impl Nodes {
     }
 }
 
-/// A free address that this process holds, without answering there: a host may listen at it.
-fn reserve() -> anyhow::Result<(TcpSocket, String)> {
+/// Holds an address, or a free one where the port is 0, without answering there: a host may listen at
+/// it.
+fn reserve(address: SocketAddr) -> anyhow::Result<TcpSocket> {
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;
-    socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).context("there is no free port")?;
-    let address = socket.local_addr()?.to_string();
-    Ok((socket, address))
+    socket.bind(address).with_context(|| format!("{address} cannot be held"))?;
+    Ok(socket)
 }
 
 impl Node {
