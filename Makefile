@@ -32,7 +32,7 @@ CHAOS_FAULTS ?=
 .PHONY: help setup build test fuzz chaos demo bench bench-smoke lint docs package msrv
 
 help:
-	@echo "make demo         hosts that are killed, join, are restarted under a real load; verified"
+	@echo "make demo         hosts that are killed, join, are lost and replaced, are restarted under a real load; verified"
 	@echo "make test         all tests"
 	@echo "make fuzz         bytes from outside, mutated for a minute per kind; about four minutes"
 	@echo "make chaos        hosts under load while disks, clocks and links fail, from a seed; CHAOS_SECONDS=600"

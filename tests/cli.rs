@@ -62,7 +62,9 @@ async fn a_short_demo_ends_with_its_verdict_and_leaves_nothing_behind() {
         "VERDICT: ",
         " acknowledged writes, 0 lost, 0 wrong, 0 out of order; 3 replicas of 8 shards equal; ",
         "node 3 never served a queue in ",
-        "; node 4 joined, holds 6 and leads ",
+        "; node 4 joined, held 6 and led ",
+        // The catalog's among them.
+        " was lost for good, and its 7 replicas were replaced in ",
         "; 3 of 3 hosts were drained, restarted and lead again",
     ];
     for part in parts {
@@ -74,6 +76,9 @@ async fn a_short_demo_ends_with_its_verdict_and_leaves_nothing_behind() {
         "is back",
         "node 4 holds 6 of 8 shards",
         "leaderships are spread",
+        "which never comes back",
+        "group 0, the catalog, has all its voters again",
+        "every group has all its voters again",
         "after SIGTERM",
     ];
     for event in events {
@@ -105,16 +110,21 @@ async fn a_demo_whose_expectation_is_wrong_fails_and_says_why() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_demo_whose_fourth_host_got_nothing_fails_and_says_so() {
+async fn a_demo_whose_hosts_got_no_replicas_fails_and_says_so() {
     let directory = TempDir::new().unwrap();
     let load = input(directory.path(), 400);
-    let arguments = ["--load", &load, "--json", "--sabotage", "empty-host"];
-    let ended = run(&[&SMALL[..], &arguments[..]].concat()).await;
-    assert_eq!(ended.code, 1, "{ended:?}");
-    let report = ended.json();
-    assert_eq!((&report["good"], &report["joined"]["is_fair"]), (&false.into(), &false.into()));
-    let verdict = report["verdict"].as_str().unwrap();
-    assert!(verdict.contains("node 4 joined, holds 0 and leads 0, which is not its part"));
+    let cases = [
+        ("empty-host", ["joined", "is_fair"], "joined, held 0 and led 0, which is not its part"),
+        ("missing-replica", ["loss", "is_healed"], "and 6 of its 7 replicas are elsewhere"),
+    ];
+    for (sabotage, [act, is_good], words) in cases {
+        let arguments = ["--load", &load, "--json", "--sabotage", sabotage];
+        let ended = run(&[&SMALL[..], &arguments[..]].concat()).await;
+        assert_eq!(ended.code, 1, "{sabotage}: {ended:?}");
+        let report = ended.json();
+        assert_eq!((&report["good"], &report[act][is_good]), (&false.into(), &false.into()));
+        assert!(report["verdict"].as_str().unwrap().contains(words), "{report}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -62,7 +62,8 @@ struct Arguments {
 enum Command {
     /// Run a host of tables and queues until it is stopped.
     Serve(Box<serve::ServeArguments>),
-    /// Load a real input into three hosts, kill one, let a fourth join, and verify every write.
+    /// Load a real input into three hosts, kill one, let a fourth join, lose one for good, and verify every
+    /// write.
     Demo(demo::DemoArguments),
     /// Show the nodes of a cluster.
     Status(status::StatusArguments),
