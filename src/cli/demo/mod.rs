@@ -115,16 +115,23 @@ pub async fn run(arguments: &DemoArguments) -> anyhow::Result<ExitCode> {
 }
 
 async fn keep(nodes: Nodes, directory: tempfile::TempDir, json: bool) -> anyhow::Result<()> {
-    let at = nodes.running().into_values().collect::<Vec<_>>().join(",");
+    let running = nodes.running();
+    let mut lost = nodes.addresses().keys().filter(|node| !running.contains_key(node));
+    let at = running.values().cloned().collect::<Vec<_>>().join(",");
     let ids = nodes.process_ids().into_values().map(|id| id.to_string()).collect::<Vec<_>>();
     if ids.is_empty() {
         bail!("no host runs");
     }
     let (ids, path) = (ids.join(" "), directory.path().display().to_string());
-    let text = format!(
+    let mut text = format!(
         "\nthe cluster continues\n  look at it:  shardhost status --at {at}\n  stop it:     kill \
          {ids}\n  its data:    {path}, to be removed afterwards"
     );
+    if let Some(node) = lost.next() {
+        text += &format!(
+            "\n  node {node}:      lost; shardhost node remove {node} --at {at} forgets it"
+        );
+    }
     if json {
         eprintln!("{text}")
     } else {
