@@ -1,5 +1,6 @@
 //! Compiles the `.proto` files with protox, so that no `protoc` is needed.
 
+use std::fmt::Write;
 use std::path::PathBuf;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -10,6 +11,23 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("cargo:rerun-if-changed={}", root.join(file).display());
     }
     let descriptors = protox::compile(&files, [&root])?;
+    let mut methods = String::from("&[\n");
+    for file in &descriptors.file {
+        for service in &file.service {
+            for method in &service.method {
+                writeln!(
+                    methods,
+                    "    \"/{}.{}/{}\",",
+                    file.package(),
+                    service.name(),
+                    method.name()
+                )?;
+            }
+        }
+    }
+    methods.push_str("]\n");
+    let out = PathBuf::from(std::env::var("OUT_DIR")?);
+    std::fs::write(out.join("methods.rs"), methods)?;
     tonic_prost_build::configure()
         .build_client(cfg!(feature = "client"))
         .build_server(cfg!(feature = "server"))

@@ -11,6 +11,7 @@
 //! | [`limits`] | bounds of requests |
 //! | [`version`] | the version of a cluster |
 //! | [`grants`] | what a caller may do |
+//! | [`methods`] | the calls of all services |
 //! | [`fields`] | a message, field by field, before it is decoded |
 //!
 //! The messages are generated from the `.proto` files beside this crate. This crate knows nothing
@@ -26,6 +27,7 @@ pub mod grants;
 pub mod hash;
 pub mod ids;
 pub mod limits;
+pub mod methods;
 pub mod routing;
 pub mod shard_map;
 pub mod version;

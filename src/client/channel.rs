@@ -3,7 +3,8 @@
 use std::error::Error;
 use std::time::Duration;
 
-use tonic::transport::{Channel, Endpoint};
+use shardhost_security::channel::Channel;
+use tonic::transport::Endpoint;
 
 use super::options::ClientOptions;
 
@@ -43,7 +44,7 @@ pub(super) fn open(address: &str, options: &ClientOptions) -> Result<Channel, St
         .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
         .keep_alive_while_idle(true);
-    Ok(endpoint.connect_lazy())
+    Ok(options.security.lazily(&endpoint, None))
 }
 
 #[cfg(test)]

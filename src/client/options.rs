@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use shardhost_security::channel::Security;
+
 /// Whether a write that may have taken effect is sent again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -43,6 +45,8 @@ pub struct ClientOptions {
     pub max_in_flight: usize,
     /// Operations of one batch. Default 1,024.
     pub max_batch: usize,
+    /// How nodes are reached: over TLS, and with which certificate or token. Default: without TLS.
+    pub security: Security,
 }
 
 impl Default for ClientOptions {
@@ -55,6 +59,7 @@ impl Default for ClientOptions {
             max_waiting: 4_096,
             max_in_flight: 16_384,
             max_batch: 1_024,
+            security: Security::default(),
         }
     }
 }

@@ -8,9 +8,9 @@ use shardhost_proto::client::{
     Failure, QueueBatch, QueueReplies, QueueRequest, Session, TableBatch, TableReplies,
     TableRequest, queue_reply, queue_request, table_reply, table_request,
 };
+use shardhost_security::channel::Channel;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
 use super::session::AnswerReceipt;

@@ -16,16 +16,19 @@ use shardhost_groups::{Group, GroupId, NodeId, ProposeError, ReadMode};
 use shardhost_proto::system as wire;
 use shardhost_proto::system::catalog_reply::Reply as WireReply;
 use shardhost_proto::system::system_client::SystemClient;
+use shardhost_security::channel::Channel;
 use tokio::sync::Notify;
 use tokio::time::Instant;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 
 use super::SYSTEM_GROUP;
 use super::service::MAX_GONE;
 use crate::host::Host;
+use crate::transport::chain;
 use crate::wall_clock::now_ms;
 use shardhost_policy::catalog::{
-    Answer, Command, Done, Operation, Query, Refusal, Revision, decode_reply, encode_reply,
+    Answer, Command, Done, Operation, Query, RecordKey, Refusal, Revision, decode_reply,
+    encode_reply,
 };
 
 /// How long a question to the catalog may take on a host, until it has the answer or knows that there is
@@ -205,6 +208,27 @@ impl CatalogClient {
         Ok(Answer::decode(&answer)?)
     }
 
+    /// The latest revision of the replicas of other nodes, of those that answer: a replica that hears no
+    /// leader may lack what they have.
+    pub(super) async fn known_elsewhere(&self) -> Revision {
+        let host = &self.inner.host;
+        let members = host.group(SYSTEM_GROUP).map(|group| group.membership());
+        let members = members.iter().flat_map(|membership| membership.members.values());
+        let live = host.live_nodes();
+        let others: BTreeSet<NodeId> = members
+            .map(|member| member.node)
+            .filter(|node| *node != host.node_id() && live.contains(node))
+            .collect();
+        let query = Query::Get(RecordKey::Settings).encode();
+        let asked = others.into_iter().map(|node| self.query_at(node, query.clone()));
+        let answers = futures::future::join_all(asked).await.into_iter();
+        let revisions = answers.filter_map(|asked| match asked {
+            Asked::Answered(bytes) => Answer::decode(&bytes).ok().map(|answer| answer.revision),
+            Asked::Elsewhere { .. } | Asked::Unknown(_) => None,
+        });
+        revisions.max().unwrap_or_default()
+    }
+
     /// Asks one node after another, beginning with this one and the reported leader.
     async fn until_answered<F: Future<Output = Asked>>(
         &self,
@@ -362,7 +386,8 @@ impl CatalogClient {
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(ANSWER_TIMEOUT)
             .tcp_nodelay(true);
-        let channel = endpoint.connect().await.map_err(|error| format!("{address}: {error}"))?;
+        let channel = self.inner.host.security().now(&endpoint, Some(node)).await;
+        let channel = channel.map_err(|error| format!("{address}: {}", chain(&error)))?;
         let client = SystemClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES);
         self.inner.channels.lock().insert(address.clone(), client.clone());
         Ok((client, address))

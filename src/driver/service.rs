@@ -9,12 +9,15 @@ use shardhost_proto::system as wire;
 use shardhost_proto::system::catalog_reply::Reply as WireReply;
 use shardhost_proto::system::system_server::System as SystemRpc;
 use shardhost_proto::version::ClusterVersion;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use super::Inner;
 use super::client::{NotHere, propose_here, query_here};
 use super::versions::versions_here;
-use shardhost_policy::catalog::{Command, encode_reply};
+use crate::transport::{caller_of, record_call};
+use shardhost_policy::catalog::{Command, Operation, decode_reply, encode_reply};
+use shardhost_security::Caller;
+use shardhost_security::caller::Need;
 
 /// See [`super::System::service`].
 #[derive(Debug)]
@@ -45,20 +48,42 @@ impl SystemRpc for SystemService {
         &self,
         request: Request<wire::ProposeRequest>,
     ) -> Result<Response<wire::CatalogReply>, Status> {
+        let caller = caller_of(&request);
         let wire::ProposeRequest { command, founding } = request.into_inner();
         if !self.inner.host.founded().may_be(founding) {
             return Ok(elsewhere(0, OTHER_CLUSTER.to_owned()));
         }
         // What makes no sense does not get into the log.
-        if let Err(refusal) = Command::decode(&command).and_then(|command| command.check()) {
-            return Ok(answer(encode_reply(&Err(refusal))));
+        let read = Command::decode(&command).and_then(|read| read.check().map(|()| read));
+        let read = match read {
+            Ok(read) => read,
+            Err(refusal) => return Ok(answer(encode_reply(&Err(refusal)))),
+        };
+        let need = read.operation.grant().map_or(Need::Node, Need::NodeOr);
+        let is_recorded = !matches!(caller, Caller::Node(_)) && read.operation != Operation::Tick;
+        let record = |outcome| {
+            if is_recorded {
+                record_call(&caller, "a change of the catalog", &read.operation, outcome);
+            }
+        };
+        if let Err(denied) = caller.check(need) {
+            record(Code::PermissionDenied);
+            return Err(Status::permission_denied(denied.to_string()));
         }
         match propose_here(&self.inner.host, command).await {
-            Ok(bytes) => Ok(answer(bytes)),
+            Ok(bytes) => {
+                let refused = decode_reply(&bytes).is_err();
+                record(if refused { Code::FailedPrecondition } else { Code::Ok });
+                Ok(answer(bytes))
+            }
+            // Another node records it.
             Err(NotHere::Elsewhere { leader, reason }) => {
                 Ok(elsewhere(leader.map_or(0, |node| node.get()), reason))
             }
-            Err(NotHere::Unknown(message)) => Err(Status::unknown(message)),
+            Err(NotHere::Unknown(message)) => {
+                record(Code::Unknown);
+                Err(Status::unknown(message))
+            }
         }
     }
 

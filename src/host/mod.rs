@@ -22,6 +22,8 @@ use shardhost_groups::runtime::{AdditionGuard, GroupsStats};
 use shardhost_groups::selector::GroupSelector;
 use shardhost_groups::{Group, Groups, GroupsBuilder, GroupsConfig, HostFault};
 use shardhost_proto::version::ClusterVersion;
+use shardhost_security::channel::Security;
+use shardhost_security::{CredentialError, Credentials};
 use shardhost_storage::{
     CapabilityError, GroupId, LogError, LogStore, NodeId, SnapshotFiles, SnapshotFilesOptions,
     SnapshotStore,
@@ -41,8 +43,8 @@ use crate::data_dir::DataDir;
 use crate::descriptors::Descriptors;
 use crate::transport::{
     ConnectionLimits, ConnectionStats, Connections, FoundedBy, GrpcTransport, IncarnationMemory,
-    MapTag, PeerDirectory, Rollback, SnapshotLimits, TransportConfig, TransportError,
-    TransportStats, admit_clients, incoming_within, server,
+    KnownTokens, MapTag, PeerDirectory, Rollback, SnapshotLimits, TransportConfig, TransportError,
+    TransportStats, admit_clients, authorize, incoming_within, server,
 };
 
 /// What a host is started from.
@@ -80,6 +82,9 @@ pub struct HostConfig {
     /// [`ClusterVersion::NEWEST`] keeps the cluster there, so that its nodes may run an earlier program
     /// again; a data directory that was prepared for a later one is refused.
     pub newest_version: ClusterVersion,
+    /// Certificates for TLS, with which peers, clients and operators are recognized. `None`: without TLS,
+    /// whoever reaches the listener may do everything.
+    pub credentials: Option<Credentials>,
     /// Bounds of the connections that the listener holds open.
     pub connections: ConnectionLimits,
     pub workers: usize,
@@ -105,6 +110,7 @@ impl HostConfig {
             snapshot_files: SnapshotFilesOptions::default(),
             shard_map: None,
             newest_version: ClusterVersion::NEWEST,
+            credentials: None,
             connections: Descriptors::current().connections,
             workers: 1,
             apply_threads: 2,
@@ -158,6 +164,9 @@ pub enum StartError {
     /// The transport's settings are wrong.
     #[error(transparent)]
     Transport(#[from] TransportError),
+    /// The certificate is not one of this node.
+    #[error(transparent)]
+    Credentials(#[from] CredentialError),
     /// This build has no log store.
     #[error("built without the feature `rocksdb`: give the builder a log store")]
     NoLogStore,
@@ -209,6 +218,9 @@ impl HostBuilder {
     /// [`StartError`]; nothing runs then.
     pub async fn start(self) -> Result<Host, StartError> {
         let Self { config, log_store, snapshots, listener, factory } = self;
+        if let Some(credentials) = &config.credentials {
+            credentials.check_node(&config.cluster, config.node)?;
+        }
         let advertisement =
             leadership::first_advertisement(&config).map_err(StartError::Capabilities)?;
         let listener = bind(listener, config.listen)?;
@@ -233,6 +245,7 @@ impl HostBuilder {
         transport_config.advertisement = advertisement.clone();
         transport_config.shard_map.clone_from(&config.shard_map);
         transport_config.newest_version = config.newest_version;
+        transport_config.credentials.clone_from(&config.credentials);
         let transport = GrpcTransport::with_memory(
             transport_config,
             directory.clone(),
@@ -286,6 +299,7 @@ impl HostBuilder {
             stopping: CancellationToken::new(),
             stop,
             connections,
+            tokens: KnownTokens::default(),
             _additions: additions,
         };
         let host = Host {
@@ -376,7 +390,8 @@ fn open_foundings(
     directory: &PeerDirectory,
 ) -> Result<Foundings, StartError> {
     let (node, cluster) = (config.node, config.cluster.clone());
-    let identity = founding::Identity { node, cluster, store_id };
+    let security = Security { credentials: config.credentials.clone(), token: None };
+    let identity = founding::Identity { node, cluster, store_id, security };
     let path = || config.data_dir.display().to_string();
     Foundings::open(&config.data_dir, &identity, directory)
         .map_err(|error| StartError::Io { path: path(), error })
@@ -416,6 +431,7 @@ struct HostInner {
     stopping: CancellationToken,
     stop: CancellationToken,
     connections: Arc<Connections>,
+    tokens: KnownTokens,
     _additions: AdditionGuard,
 }
 
@@ -470,7 +486,9 @@ impl Host {
         let stop = self.inner.stop.clone();
         let clients = admit_clients(services.add_service(self.inner.foundings.service()));
         let routes = clients.add_service(self.inner.transport.service());
-        let incoming = incoming_within(listener, &self.inner.connections);
+        let routes = authorize(routes, &self.inner.tokens);
+        let credentials = self.inner.config.credentials.clone();
+        let incoming = incoming_within(listener, &self.inner.connections, credentials);
         serving.task = Some(tokio::spawn(async move {
             let stopped = async move { stop.cancelled().await };
             server().add_routes(routes).serve_with_incoming_shutdown(incoming, stopped).await
@@ -491,6 +509,15 @@ impl Host {
     #[must_use]
     pub fn store_id(&self) -> u64 {
         self.inner.store_id
+    }
+    /// How this host reaches other nodes.
+    pub(crate) fn security(&self) -> Security {
+        Security { credentials: self.inner.config.credentials.clone(), token: None }
+    }
+    /// Where the tokens of users are known to the listener.
+    #[must_use]
+    pub fn tokens(&self) -> &KnownTokens {
+        &self.inner.tokens
     }
     /// Which founding this node's cluster comes from, as far as it knows.
     pub(crate) fn founded(&self) -> FoundedBy {

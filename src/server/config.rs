@@ -17,6 +17,11 @@
 //! queues = 32
 //! voters = [1, 2, 3]
 //! queues-require = ["fifo"]
+//!
+//! [tls]
+//! ca = "/etc/shardhost/ca.pem"
+//! certificate = "/etc/shardhost/node.pem"
+//! key = "/etc/shardhost/node.key"
 //! ```
 
 mod error;
@@ -29,6 +34,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use shardhost_groups::GroupSpec;
+use shardhost_security::TlsFiles;
 use shardhost_storage::{GroupId, NodeId, Requirement};
 
 use super::{FIRST_QUEUE, FIRST_TABLE, group_of_shard};
@@ -137,6 +143,33 @@ pub struct ServerConfig {
     /// MiB that requests and answers of all clients may take together.
     #[serde(default = "default_client_memory_mib")]
     pub client_memory_mib: usize,
+    /// Certificates. Without them there is no TLS, and whoever reaches the listener may do everything.
+    #[serde(default)]
+    pub tls: Option<TlsSettings>,
+    /// Whether a node without TLS may listen where other machines reach it.
+    #[serde(default)]
+    pub insecure: bool,
+}
+
+/// Where the certificates of a node are, in PEM. They are read again when they change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct TlsSettings {
+    /// The authority that signs for all nodes and users of the cluster, and for nothing else.
+    pub ca: PathBuf,
+    /// The certificate of this node, which names the cluster and the number of the node.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+}
+
+impl TlsSettings {
+    /// The files.
+    #[must_use]
+    pub fn files(&self) -> TlsFiles {
+        let Self { ca, certificate, key } = self.clone();
+        TlsFiles { ca, own: Some((certificate, key)) }
+    }
 }
 
 /// How many shards of each kind there are.
@@ -276,6 +309,8 @@ impl ServerConfig {
             workers: default_workers(),
             apply_threads: default_apply_threads(),
             client_memory_mib: default_client_memory_mib(),
+            tls: None,
+            insecure: false,
         }
     }
 

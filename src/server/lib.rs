@@ -17,6 +17,7 @@
 pub mod admin;
 mod balance;
 mod catalog;
+mod certificates;
 pub mod config;
 mod disk_space;
 mod explain;
@@ -46,6 +47,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shardhost_groups::{GroupSpec, OpenGroupError};
+use shardhost_security::{CredentialError, Credentials};
 use shardhost_storage::{GroupId, GroupMeta, LogError, Membership, NodeId};
 use tonic::service::Routes;
 
@@ -89,6 +91,9 @@ pub enum ServerError {
     /// The host does not start.
     #[error(transparent)]
     Start(#[from] StartError),
+    /// The certificates cannot be used.
+    #[error(transparent)]
+    Credentials(#[from] CredentialError),
     /// The state of the shards cannot be opened.
     #[error(transparent)]
     State(#[from] StateDbError),
@@ -143,6 +148,9 @@ impl Server {
         let map = Arc::new(CurrentMap::open(&config.data_dir, config.shard_map())?);
         let descriptors = Descriptors::raise();
         let mut host_config: HostConfig = config.host();
+        let credentials =
+            config.tls.as_ref().map(|tls| Credentials::load(tls.files())).transpose()?;
+        host_config.credentials.clone_from(&credentials);
         host_config.connections = descriptors.connections;
         let replicas = Arc::new(Replicas::default());
         make_room_for_log(&config.data_dir).await;
@@ -151,6 +159,9 @@ impl Server {
             builder = builder.listener(listener);
         }
         let host = builder.start().await?;
+        if let Some(credentials) = credentials {
+            tokio::spawn(certificates::follow(credentials, host.stopping()));
+        }
         match Self::open(&host, &config, &replicas, map, descriptors).await {
             Ok(server) => Ok(server),
             Err(error) => {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use shardhost_groups::nodes::Advertisement;
 use shardhost_proto::version::ClusterVersion;
+use shardhost_security::Credentials;
 use shardhost_storage::NodeId;
 
 use super::advertisement::ADVERTISEMENT_MAX_BYTES;
@@ -71,6 +72,9 @@ pub struct TransportConfig {
     pub shard_map: Option<MapTag>,
     /// The latest version of a cluster that this node takes part in.
     pub newest_version: ClusterVersion,
+    /// With them peers are connected to over TLS, and a greeting counts if the certificate of the connection
+    /// names the same node. `None`: without TLS, whatever a greeting says is believed.
+    pub credentials: Option<Credentials>,
 
     /// Bound of the lane of appends and their responses, per peer.
     pub bulk: LaneLimits,
@@ -137,6 +141,7 @@ impl TransportConfig {
             advertisement: Advertisement::default(),
             shard_map: None,
             newest_version: ClusterVersion::NEWEST,
+            credentials: None,
             bulk: LaneLimits { bytes: 64 << 20, messages: 1 << 17 },
             urgent: LaneLimits { bytes: 16 << 20, messages: 1 << 17 },
             reconnecting: LaneLimits { bytes: 1 << 20, messages: 4096 },

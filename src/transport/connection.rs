@@ -6,7 +6,9 @@
 use std::error::Error;
 use std::time::Duration;
 
-use tonic::transport::{Channel, Endpoint, Server};
+use shardhost_security::channel::{Channel, Security};
+use shardhost_storage::NodeId;
+use tonic::transport::{Endpoint, Server};
 
 use super::config::TransportConfig;
 use super::sender::LaneError;
@@ -28,7 +30,11 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Opens a connection to a peer.
-pub(super) async fn connect(config: &TransportConfig, address: &str) -> Result<Channel, LaneError> {
+pub(super) async fn connect(
+    config: &TransportConfig,
+    node: NodeId,
+    address: &str,
+) -> Result<Channel, LaneError> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|error| LaneError::Address(address.to_owned(), chain(&error)))?
         .connect_timeout(config.connect_timeout)
@@ -40,7 +46,9 @@ pub(super) async fn connect(config: &TransportConfig, address: &str) -> Result<C
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true);
-    endpoint.connect().await.map_err(|error| LaneError::Connect(address.to_owned(), chain(&error)))
+    let security = Security { credentials: config.credentials.clone(), token: None };
+    let connected = security.now(&endpoint, Some(node)).await;
+    connected.map_err(|error| LaneError::Connect(address.to_owned(), chain(&error)))
 }
 
 /// A server with the settings that the peer streams need; the host adds its services to it.
@@ -57,7 +65,7 @@ pub fn server() -> Server {
 }
 
 /// An error with all its causes in a line.
-pub(super) fn chain(error: &dyn Error) -> String {
+pub(crate) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -93,6 +93,9 @@ pub enum Refusal {
          program here"
     )]
     NewerVersion { cluster: ClusterVersion, ours: ClusterVersion },
+    /// The certificate of the connection is another node's. Give each node the certificate with its number.
+    #[error("node {greets} greets, and the certificate of its connection is for {certified}")]
+    OtherCertificate { greets: u64, certified: String },
     /// A later start of the same node was seen: the older process must end.
     #[error("node {node} greets with incarnation {theirs}, but {seen} was already seen")]
     OldIncarnation {

@@ -66,13 +66,15 @@ use tokio::runtime::Handle;
 
 pub use clocks::ClockAlarm;
 pub use config::{ConfigError, LaneLimits, SnapshotLimits, TransportConfig};
+pub(crate) use connection::chain;
 pub use connection::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES, server};
 pub use directory::PeerDirectory;
 pub use founded::FoundedBy;
 pub use handshake::Rollback;
 pub use listener::{
-    Accepted, Connection, ConnectionLimits, ConnectionStats, Connections, Incoming, admit_clients,
-    incoming, incoming_within,
+    AUDIT, Accepted, Connection, ConnectionLimits, ConnectionStats, Connections, Incoming,
+    KnownTokens, TokenHolder, Tokens, admit_clients, authorize, caller_of, incoming,
+    incoming_within, note_asked, record_call,
 };
 pub use map_tag::MapTag;
 pub(crate) use map_tag::check as check_map;

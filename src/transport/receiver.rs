@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use shardhost_groups::nodes::Advertisement;
 use shardhost_groups::transport::{Inbound, Lane};
 use shardhost_proto::peer::{self, Frame, Hello, NodeHeartbeat, Welcome};
+use shardhost_security::Caller;
 use shardhost_storage::NodeId;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -38,6 +39,9 @@ pub(super) async fn exchange(
 ) -> Result<Response<Answers>, Status> {
     let inbound = shared.inbound().ok_or_else(|| not_serving(&shared))?;
     let first = within_handshake(&shared, frames.message()).await?.unwrap_or_default();
+    let claimed = first.hello.as_ref().map_or(0, |hello| hello.node);
+    is_certified(connection.as_ref(), claimed)
+        .inspect_err(|refusal| note_refusal(&shared, None, refusal))?;
     if let Ok((peer, known)) = known_by(&shared, &first) {
         memory::learn_known(&shared, peer, known).await?;
     }
@@ -53,6 +57,15 @@ pub(super) async fn exchange(
     let reception = Reception { shared: Arc::clone(&shared), peer, visit, inbound, frames, taken };
     shared.spawn(TaskKind::Other, reception.run(answers));
     Ok(Response::new(ReceiverStream::new(receiver)))
+}
+
+/// Whether the greeting of a node may come over this connection: with TLS, its certificate names the node.
+pub(super) fn is_certified(connection: Option<&Connection>, greets: u64) -> Result<(), Refusal> {
+    match connection.map(Connection::caller) {
+        None | Some(Caller::Unchecked) => Ok(()),
+        Some(Caller::Node(node)) if node.get() == greets => Ok(()),
+        Some(other) => Err(Refusal::OtherCertificate { greets, certified: other.to_string() }),
+    }
 }
 
 /// The connection is a peer's, whose greeting was in order.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use rand::Rng;
 use shardhost_groups::transport::Lane;
 use shardhost_proto::peer::Welcome;
+use shardhost_security::channel::Channel;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::{Request, Status, Streaming};
 
@@ -164,7 +165,7 @@ impl Attempt<'_> {
     }
 
     async fn greet(&mut self, address: &str) -> Result<(Streaming<Welcome>, Welcome), LaneError> {
-        let channel = connection::connect(&self.shared.config, address).await?;
+        let channel = connection::connect(&self.shared.config, self.peer.node, address).await?;
         let asked = self.peer.liveness.incarnation();
         let within = self.shared.config.handshake_timeout;
         let (answers, welcome) = tokio::time::timeout(within, self.exchange(channel))
@@ -193,10 +194,7 @@ impl Attempt<'_> {
         memory::found(self.shared, self.peer.node, moved_to).await;
     }
 
-    async fn exchange(
-        &self,
-        channel: tonic::transport::Channel,
-    ) -> Result<(Streaming<Welcome>, Welcome), LaneError> {
+    async fn exchange(&self, channel: Channel) -> Result<(Streaming<Welcome>, Welcome), LaneError> {
         let advertisement = Some(self.shared.advertisement());
         let known = self.shared.memory.newest(self.peer.node);
         let hello =

@@ -25,6 +25,8 @@ use shardhost_groups::Groups;
 use shardhost_proto::peer as proto;
 use shardhost_proto::peer::founding_client::FoundingClient;
 use shardhost_proto::peer::founding_server::{Founding as FoundingRpc, FoundingServer};
+use shardhost_security::Caller;
+use shardhost_security::channel::Security;
 use shardhost_storage::NodeId;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -35,7 +37,7 @@ use self::decide::{Agreement, Cause, Phase, Record, Report, StoreId, Verdict, li
 use self::joined::Joined;
 use self::record::RecordFile;
 pub use self::wire::Scope;
-use crate::transport::{FoundedBy, MapTag, PeerDirectory, check_map};
+use crate::transport::{FoundedBy, MapTag, PeerDirectory, caller_of, chain, check_map};
 
 /// How long a connection to a founder may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
@@ -79,6 +81,7 @@ struct Inner {
     node: NodeId,
     cluster: String,
     store: StoreId,
+    security: Security,
     directory: PeerDirectory,
     file: RecordFile,
     /// Held while the record is written.
@@ -108,6 +111,8 @@ pub(super) struct Identity {
     pub node: NodeId,
     pub cluster: String,
     pub store_id: u64,
+    /// How the others are reached.
+    pub security: Security,
 }
 
 impl Founding {
@@ -137,6 +142,7 @@ impl Founding {
             cluster: identity.cluster,
             store: StoreId::new(identity.store_id),
             directory,
+            security: identity.security,
             file,
             state: Mutex::new(state),
             changed: Notify::new(),
@@ -235,7 +241,8 @@ impl Founding {
             .map_err(|error| error.to_string())?
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(ANSWER_TIMEOUT);
-        let channel = endpoint.connect().await.map_err(|error| format!("{address}: {error}"))?;
+        let channel = inner.security.now(&endpoint, Some(node)).await;
+        let channel = channel.map_err(|error| format!("{address}: {}", chain(&error)))?;
         let answered = FoundingClient::new(channel).exchange(report).await;
         let answer = answered.map_err(|status| format!("{address}: {}", status.message()))?;
         let report = inner.read(&answer.into_inner())?;
@@ -434,11 +441,18 @@ impl FoundingRpc for FoundingService {
         &self,
         request: Request<proto::FounderReport>,
     ) -> Result<Response<proto::FounderReport>, Status> {
+        let caller = caller_of(&request);
         let message = request.into_inner();
         let founding =
             self.foundings.of(wire::scope_of(&message).map_err(Status::invalid_argument)?);
         let inner = &founding.inner;
         let report = inner.read(&message).map_err(Status::failed_precondition)?;
+        if !matches!(caller, Caller::Unchecked) && caller != Caller::Node(report.node) {
+            let node = report.node;
+            return Err(Status::permission_denied(format!(
+                "node {node} reports, and {caller} sent it"
+            )));
+        }
         if inner.directory.address(report.node).is_none() {
             let (node, by) = (report.node, inner.node);
             return Err(Status::failed_precondition(format!(

@@ -46,6 +46,7 @@ mod query;
 mod reconcile;
 mod record;
 mod reply;
+mod rights;
 mod snapshot;
 mod state;
 #[cfg(test)]

@@ -111,7 +111,25 @@ impl ServerConfig {
             let bounds = format!("it must be {least} to {MAX_CLIENT_MEMORY_MIB}");
             return Err(wrong("client-memory-mib", bounds));
         }
-        Ok(())
+        self.validate_listener()
+    }
+
+    /// Whoever reaches a listener without TLS may do everything.
+    fn validate_listener(&self) -> Result<(), ConfigError> {
+        if self.tls.is_some() && self.insecure {
+            let message = "a node with TLS is not insecure; leave one of them out";
+            return Err(wrong("insecure", message.to_owned()));
+        }
+        if self.tls.is_some() || self.insecure || self.listen.ip().is_loopback() {
+            return Ok(());
+        }
+        let message = format!(
+            "other machines reach {}, and without TLS whoever reaches it may do everything; name certificates \
+             (`shardhost cert` makes some), or say `--insecure` (in a file: `insecure = true`) if every machine \
+             that reaches it is trusted",
+            self.listen
+        );
+        Err(wrong("listen", message))
     }
 
     fn validate_left_out(&self, own: NodeId) -> Result<(), ConfigError> {

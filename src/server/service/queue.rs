@@ -10,6 +10,7 @@ use shardhost_proto::client::queue_server::Queue;
 use shardhost_proto::client::{
     Failure, FailureReason, QueueBatch, QueueReplies, QueueReply, QueueRequest, Receive, Sent,
 };
+use shardhost_proto::grants::Grant;
 use shardhost_storage::GroupId;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -38,6 +39,8 @@ impl Queue for PipelineService<QueueProtocol> {
 
 impl Protocol for QueueProtocol {
     const KIND: &'static str = QUEUE_KIND;
+    const READ: Grant = Grant::QueueRead;
+    const WRITE: Grant = Grant::QueueWrite;
     // Only a receive has a long answer: its messages are hidden until its visibility ends.
     const UNANSWERED: FailureReason = FailureReason::OutcomeUnknown;
     type Batch = QueueBatch;

@@ -9,6 +9,7 @@ use shardhost_proto::client::{
     Consistency, Failure, FailureReason, TableBatch, TableReplies, TableReply, TableRequest,
     Written,
 };
+use shardhost_proto::grants::Grant;
 use shardhost_storage::GroupId;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -36,6 +37,8 @@ impl Table for PipelineService<TableProtocol> {
 
 impl Protocol for TableProtocol {
     const KIND: &'static str = TABLE_KIND;
+    const READ: Grant = Grant::TableRead;
+    const WRITE: Grant = Grant::TableWrite;
     // Only a failed expectation has a long answer: nothing changed.
     const UNANSWERED: FailureReason = FailureReason::Overloaded;
     type Batch = TableBatch;

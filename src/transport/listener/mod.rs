@@ -8,9 +8,13 @@
 //! once a minute, keeps its place. Accepting continues whatever fails, at a bounded pace.
 
 mod admit;
+mod authorize;
 mod stream;
 mod table;
 
 pub use admit::admit_clients;
+pub use authorize::{
+    AUDIT, KnownTokens, TokenHolder, Tokens, authorize, caller_of, note_asked, record_call,
+};
 pub use stream::{Accepted, Incoming, incoming, incoming_within};
 pub use table::{Connection, ConnectionLimits, ConnectionStats, Connections};

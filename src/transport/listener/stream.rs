@@ -1,11 +1,15 @@
 //! Accepts connections, and watches over each as it is read.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
+use shardhost_security::Credentials;
+use shardhost_security::accept::Accepting;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Sleep, sleep};
@@ -27,14 +31,26 @@ const LOG_INTERVAL: Duration = Duration::from_secs(10);
 #[must_use]
 pub fn incoming(listener: TcpListener) -> Incoming {
     let limits = crate::Descriptors::current().connections;
-    incoming_within(listener, &Connections::new(limits))
+    incoming_within(listener, &Connections::new(limits), None)
 }
 
-/// The connections of a listener, counted in `connections`. Never ends, and never fails.
+/// The connections of a listener, counted in `connections`, over TLS with these credentials or without.
+/// Never ends, and never fails.
 #[must_use]
-pub fn incoming_within(listener: TcpListener, connections: &Arc<Connections>) -> Incoming {
+pub fn incoming_within(
+    listener: TcpListener,
+    connections: &Arc<Connections>,
+    credentials: Option<Credentials>,
+) -> Incoming {
     let connections = Arc::clone(connections);
-    Incoming { listener, connections, pause: None, logged: None }
+    Incoming {
+        listener,
+        connections,
+        credentials,
+        pause: None,
+        logged: None,
+        refusals: Arc::default(),
+    }
 }
 
 /// See [`incoming`].
@@ -42,12 +58,40 @@ pub fn incoming_within(listener: TcpListener, connections: &Arc<Connections>) ->
 pub struct Incoming {
     listener: TcpListener,
     connections: Arc<Connections>,
+    credentials: Option<Credentials>,
     pause: Option<Pin<Box<Sleep>>>,
     /// When a failure was logged last.
     logged: Option<Instant>,
+    refusals: Arc<Refusals>,
+}
+
+/// Logs connections that were refused before who is there was known, a few of them: anyone can make many.
+#[derive(Debug, Default)]
+struct Refusals {
+    logged: Mutex<Option<Instant>>,
+}
+
+impl Refusals {
+    fn note(&self, connection: &Connection, far: SocketAddr, error: &io::Error) {
+        let so_far = connection.note_refused_handshake();
+        let mut logged = self.logged.lock();
+        let now = Instant::now();
+        if logged.is_none_or(|logged| now.duration_since(logged) >= LOG_INTERVAL) {
+            *logged = Some(now);
+            tracing::warn!(from = %far, %error, so_far, "refused a connection");
+        }
+    }
 }
 
 impl Incoming {
+    fn accept(&self, stream: TcpStream, far: SocketAddr) -> io::Result<Accepted> {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "a connection keeps Nagle's delay");
+        }
+        let stream = Accepting::new(stream, self.credentials.as_ref())?;
+        Ok(Accepted::new(stream, far, &self.connections, &self.refusals))
+    }
+
     fn note_failure(&mut self, error: &io::Error) {
         let now = Instant::now();
         if self.logged.is_none_or(|logged| now.duration_since(logged) >= LOG_INTERVAL) {
@@ -68,9 +112,10 @@ impl Stream for Incoming {
                 self.pause = None;
             }
             match ready!(self.listener.poll_accept(cx)) {
-                Ok((stream, _)) => {
-                    return Poll::Ready(Some(Ok(Accepted::new(stream, &self.connections))));
-                }
+                Ok((stream, far)) => match self.accept(stream, far) {
+                    Ok(accepted) => return Poll::Ready(Some(Ok(accepted))),
+                    Err(error) => self.note_failure(&error),
+                },
                 Err(error) => {
                     self.note_failure(&error);
                     self.pause = Some(Box::pin(sleep(ACCEPT_PAUSE)));
@@ -83,23 +128,29 @@ impl Stream for Incoming {
 /// One connection. It is counted until this is dropped.
 #[derive(Debug)]
 pub struct Accepted {
-    stream: TcpStream,
+    stream: Accepting,
+    far: SocketAddr,
     connection: Connection,
     connections: Arc<Connections>,
+    refusals: Arc<Refusals>,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
     /// Until when its first request must be let in; `None`: it was.
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
 impl Accepted {
-    fn new(stream: TcpStream, connections: &Arc<Connections>) -> Self {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "a connection keeps Nagle's delay");
-        }
+    fn new(
+        stream: Accepting,
+        far: SocketAddr,
+        connections: &Arc<Connections>,
+        refusals: &Arc<Refusals>,
+    ) -> Self {
         let (connection, cut): (Connection, CancellationToken) = connections.enter();
+        let connection = connection.of(stream.caller());
         let deadline = Some(Box::pin(sleep(connections.first_request())));
         let connections = Arc::clone(connections);
-        Self { stream, connection, connections, cut: Box::pin(cut.cancelled_owned()), deadline }
+        let (cut, refusals) = (Box::pin(cut.cancelled_owned()), Arc::clone(refusals));
+        Self { stream, far, connection, connections, refusals, cut, deadline }
     }
 
     /// Whether the connection is over, whatever the other side does. Asked whenever it is read or written:
@@ -145,7 +196,14 @@ impl AsyncRead for Accepted {
         if let Poll::Ready(error) = self.poll_end(cx) {
             return Poll::Ready(Err(error));
         }
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        if let Poll::Ready(Err(error)) = &read
+            && self.stream.caller().get().is_none()
+            && error.kind() != io::ErrorKind::UnexpectedEof
+        {
+            self.refusals.note(&self.connection, self.far, error);
+        }
+        read
     }
 }
 
@@ -199,7 +257,7 @@ mod tests {
     async fn listen(limits: ConnectionLimits) -> (Incoming, std::net::SocketAddr) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        (incoming_within(listener, &Connections::new(limits)), address)
+        (incoming_within(listener, &Connections::new(limits), None), address)
     }
 
     #[tokio::test]

@@ -1,10 +1,11 @@
 //! The open connections by kind, and the shares that the kinds have.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use shardhost_security::Caller;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -65,6 +66,8 @@ pub struct ConnectionStats {
     pub ended: u64,
     /// Refused, because there are as many of their kind as there may be.
     pub refused: u64,
+    /// That ended before the first request, because their TLS or their certificate was not in order.
+    pub refused_handshakes: u64,
 }
 
 /// There are as many connections of a kind as there may be.
@@ -203,7 +206,7 @@ impl Connections {
         state.open.insert(id, Open::new(cut.clone()));
         state.silent.insert(id);
         state.stats.silent += 1;
-        (Connection { id, table: Arc::clone(self) }, cut)
+        (Connection { id, table: Arc::clone(self), caller: Arc::default() }, cut)
     }
 
     /// How long a connection may be silent.
@@ -230,9 +233,30 @@ impl Connections {
 pub struct Connection {
     id: u64,
     table: Arc<Connections>,
+    caller: Arc<OnceLock<Caller>>,
 }
 
 impl Connection {
+    /// Who is at the other end, as its certificate says.
+    #[must_use]
+    pub fn caller(&self) -> Caller {
+        // Requests come after that is known.
+        self.caller.get().cloned().unwrap_or(Caller::Unknown)
+    }
+
+    /// The same connection, of which this says who is at the other end.
+    pub(super) fn of(mut self, caller: Arc<OnceLock<Caller>>) -> Self {
+        self.caller = caller;
+        self
+    }
+
+    /// It ended before it was known who is at the other end. Returns how many did.
+    pub(super) fn note_refused_handshake(&self) -> u64 {
+        let mut state = self.table.state.lock();
+        state.stats.refused_handshakes += 1;
+        state.stats.refused_handshakes
+    }
+
     /// Its number among those of the listener.
     #[must_use]
     pub const fn id(&self) -> u64 {
@@ -331,7 +355,13 @@ mod tests {
         assert!(second.admit_client().is_err());
         assert_eq!(peer.admit_peer(), Ok(()));
         assert_eq!(peer.admit_client(), Ok(()), "a peer may ask what clients ask");
-        let stats = ConnectionStats { silent: 1, clients: 1, peers: 1, ended: 0, refused: 1 };
+        let stats = ConnectionStats {
+            silent: 1,
+            clients: 1,
+            peers: 1,
+            refused: 1,
+            ..ConnectionStats::default()
+        };
         assert_eq!(table.stats(), stats);
         table.leave(first.id());
         assert_eq!(second.admit_client(), Ok(()));

@@ -19,7 +19,7 @@ use super::writer::Writer;
 use crate::transport::handshake::Refusal;
 use crate::transport::listener::Connection;
 use crate::transport::receiver::{
-    count_as_peer, known_peer, not_serving, note_refusal, within_handshake,
+    count_as_peer, is_certified, known_peer, not_serving, note_refusal, within_handshake,
 };
 use crate::transport::shared::{Shared, TaskKind};
 use crate::transport::stats::SnapshotRefusal;
@@ -35,7 +35,7 @@ pub(in crate::transport) async fn receive(
 ) -> Result<Response<Receipts>, Status> {
     let begun = tokio::select! {
         () = shared.stop.cancelled() => Err(ReceiveError::NotServing(not_serving(&shared))),
-        begun = Reception::begin(&shared, frames) => begun,
+        begun = Reception::begin(&shared, connection.as_ref(), frames) => begun,
     };
     let reception = begun.map_err(|error| refuse(&shared, error))?;
     count_as_peer(connection.as_ref())?;
@@ -84,12 +84,17 @@ struct Reception {
 impl Reception {
     async fn begin(
         shared: &Arc<Shared>,
+        connection: Option<&Connection>,
         mut frames: Streaming<SnapshotFrame>,
     ) -> Result<Self, ReceiveError> {
         let not_serving = || ReceiveError::NotServing(not_serving(shared));
         let inbound = shared.inbound().ok_or_else(not_serving)?;
         let first = within_handshake(shared, frames.message()).await?;
-        let plan = Plan::new(shared, first.unwrap_or_default())?;
+        let first = first.unwrap_or_default();
+        let hello = first.header.as_ref().and_then(|header| header.hello.as_ref());
+        is_certified(connection, hello.map_or(0, |hello| hello.node))
+            .inspect_err(|refusal| note_refusal(shared, None, refusal))?;
+        let plan = Plan::new(shared, first)?;
         let recipient = plan.ask(&inbound)?;
         let claim = Claim::new(shared, plan.announced.group, plan.announced.from).await?;
         let (writer, received) =

@@ -11,12 +11,12 @@ use parking_lot::Mutex;
 use shardhost_groups::transport::SnapshotShipment;
 use shardhost_proto::peer::peer_client::PeerClient;
 use shardhost_proto::peer::{SnapshotFrame, SnapshotHeader, SnapshotReceipt};
+use shardhost_security::channel::Channel;
 use shardhost_storage::{GroupId, LogPosition, NodeId, SnapshotError, SnapshotRead, SnapshotStore};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
 use super::CHUNKS_BETWEEN;
@@ -252,7 +252,8 @@ impl<'a> OneStream<'a> {
 
     async fn run(&mut self, address: &str) -> Result<u64, ShipError> {
         let shared = &self.shipping.shared;
-        let channel = connection::connect(&shared.config, address).await?;
+        let channel =
+            connection::connect(&shared.config, self.shipping.shipment.to, address).await?;
         let (frames, stream) = mpsc::channel(CHUNKS_BETWEEN);
         let (header, size) = {
             let source = self.source.lock();

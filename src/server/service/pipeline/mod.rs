@@ -20,6 +20,7 @@ use bytes::Bytes;
 use prost::Message;
 use shardhost_groups::{Applied, ReadMode};
 use shardhost_proto::client::{Failure, FailureReason};
+use shardhost_proto::grants::Grant;
 use shardhost_storage::GroupId;
 use tokio::sync::mpsc;
 use tonic::{Request, Response, Status, Streaming};
@@ -33,7 +34,7 @@ pub use self::writer::ReplyStream;
 use super::GroupLookup;
 use super::budget::ClientBudget;
 use crate::shards::time::Stamps;
-use shardhost::transport::Connection;
+use shardhost::transport::{Connection, caller_of};
 
 /// Batches of replies that wait for the connection.
 const REPLY_BATCHES: usize = 2;
@@ -41,6 +42,10 @@ const REPLY_BATCHES: usize = 2;
 /// What is different between kinds of shard.
 pub trait Protocol: Send + Sync + 'static {
     const KIND: &'static str;
+    /// What a client must be granted to read,
+    const READ: Grant;
+    /// and to write.
+    const WRITE: Grant;
     /// What a client may do when the answer to its write was too long to be kept for it.
     const UNANSWERED: FailureReason;
     type Batch: Message + Default + 'static;
@@ -83,7 +88,7 @@ pub enum Plan {
     },
     Get(ReadMode, Bytes),
     Range(ReadMode, Bytes),
-    /// Nothing: it makes no sense.
+    /// Nothing: it makes no sense, or the client may not.
     Invalid(String),
 }
 
@@ -114,11 +119,12 @@ impl<P: Protocol> PipelineService<P> {
         mut request: Request<Streaming<P::Batch>>,
     ) -> Result<Response<ReplyStream<P>>, Status> {
         let connection: Option<Connection> = request.extensions().get().cloned();
+        let caller = caller_of(&request);
         let place = self.budget.stream(connection.as_ref().map(Connection::id))?;
         let batches = Batches::of(&mut request, &self.budget, &place)?;
         let (replies, receiver) = mpsc::channel(REPLY_BATCHES);
         let (lookup, budget) = (Arc::clone(&self.lookup), Arc::clone(&self.budget));
-        let stream = Arc::new(Stream::new(lookup, budget, place, batches.arrival()));
+        let stream = Arc::new(Stream::new(lookup, budget, place, batches.arrival(), caller));
         tokio::spawn(reader::read::<P>(Arc::clone(&stream), batches, replies.clone()));
         tokio::spawn(writer::write::<P>(stream, replies, connection));
         Ok(Response::new(ReplyStream::new(receiver)))

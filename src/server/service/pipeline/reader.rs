@@ -66,7 +66,8 @@ async fn read_all<P: Protocol>(stream: &Arc<Stream>, mut batches: Batches) -> Op
         let planned: Vec<Planned> = {
             let times = stream.lookup.times();
             let stamps = times.stamps();
-            requests.into_iter().map(|request| P::plan(request, &stamps)).collect()
+            let plan = |request| stream.granted::<P>(P::plan(request, &stamps));
+            requests.into_iter().map(plan).collect()
         };
         let bytes = planned.iter().map(charge_of).sum();
         start::<P>(stream, planned, fitted(stream, permit, bytes));

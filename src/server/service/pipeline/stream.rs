@@ -8,6 +8,8 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use shardhost_groups::{Group, ProposeOutcome, ReadError};
 use shardhost_proto::shard_map::ShardMap;
+use shardhost_security::Caller;
+use shardhost_security::caller::Need;
 use shardhost_storage::GroupId;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit};
@@ -15,9 +17,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use super::Protocol;
 use super::arrival::Arrival;
 use super::reads::{Asked, ReadPlaces};
+use super::{Plan, Planned, Protocol};
 use crate::service::budget::{ClientBudget, STALL_TIMEOUT, StreamPlace};
 use crate::service::in_flight::InFlight;
 use crate::service::reads::Places;
@@ -52,6 +54,8 @@ pub(super) struct Stream {
     arrival: Arc<Mutex<Arrival>>,
     /// When the last batch came or the last reply was taken, or the stream began.
     heard: Mutex<Instant>,
+    /// Whose stream it is.
+    caller: Caller,
     _place: StreamPlace,
 }
 
@@ -131,6 +135,7 @@ impl Stream {
         budget: Arc<ClientBudget>,
         place: StreamPlace,
         arrival: Arc<Mutex<Arrival>>,
+        caller: Caller,
     ) -> Self {
         Self {
             lookup,
@@ -147,8 +152,22 @@ impl Stream {
             handed: Mutex::new(Handed { batches: 0, taken: Instant::now() }),
             arrival,
             heard: Mutex::new(Instant::now()),
+            caller,
             _place: place,
         }
+    }
+
+    /// The same, unless the client may not: then nothing, and it is said why.
+    pub(super) fn granted<P: Protocol>(&self, mut planned: Planned) -> Planned {
+        let needed = match planned.plan {
+            Plan::Write(_) | Plan::WriteUnless { .. } => P::WRITE,
+            Plan::Get(..) | Plan::Range(..) => P::READ,
+            Plan::Invalid(_) => return planned,
+        };
+        if let Err(denied) = self.caller.check(Need::User(needed)) {
+            planned.plan = Plan::Invalid(denied.to_string());
+        }
+        planned
     }
 
     /// A request has its outcome. The answer to a write for which clients have no memory left is

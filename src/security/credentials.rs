@@ -1,0 +1,377 @@
+//! Certificates and keys, from PEM files, for both sides of a connection.
+//!
+//! The files may be replaced while the process runs: [`Credentials::reload`] takes what is new once all of
+//! it fits together, and keeps what there was until then. Connections that are open stay as they are.
+
+use std::fmt;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use arc_swap::ArcSwap;
+use rustls::client::Resumption;
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::version::TLS13;
+use rustls::{CertificateError, ClientConfig, RootCertStore, ServerConfig};
+use shardhost_proto::ids::NodeId;
+
+use super::identity::{CertificateFacts, Identity, IdentityError};
+use super::verify::{Callers, Nodes};
+
+/// Longest file that is read, in bytes.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+/// What is spoken over TLS.
+const PROTOCOL: &[u8] = b"h2";
+
+/// Where certificates and keys are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The certificates of the authority of the cluster; several while it is replaced.
+    pub ca: PathBuf,
+    /// The own certificate, with those between it and the authority behind it, and its key. Nodes have
+    /// one; a user with a token needs none.
+    pub own: Option<(PathBuf, PathBuf)>,
+}
+
+/// Why certificates cannot be used. Each names the file.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CredentialError {
+    #[error("{} cannot be read: {error}", .path.display())]
+    Read { path: PathBuf, error: std::io::Error },
+    #[error("{} holds no {what} in PEM: {message}", .path.display())]
+    Pem { path: PathBuf, what: &'static str, message: String },
+    #[error("{}: {error}", .path.display())]
+    Identity { path: PathBuf, error: IdentityError },
+    #[error("{} was not signed by the authority of {}", .path.display(), .ca.display())]
+    OtherAuthority { path: PathBuf, ca: PathBuf },
+    #[error("{} expired {}", .path.display(), ago(*.at))]
+    Expired { path: PathBuf, at: SystemTime },
+    #[error("{} is not valid yet; see that the clock is right", .path.display())]
+    NotYet { path: PathBuf },
+    #[error("{} cannot be used: {message}", .path.display())]
+    Unusable { path: PathBuf, message: String },
+    #[error("the key of {} does not belong to the certificate of {}", .key.display(), .certificate.display())]
+    OtherKey { key: PathBuf, certificate: PathBuf },
+    #[error("{} is for {found}; this is {wanted}", .path.display())]
+    OtherIdentity { path: PathBuf, found: Identity, wanted: String },
+    #[error("a node needs a certificate and its key")]
+    NoCertificate,
+}
+
+fn ago(at: SystemTime) -> String {
+    match SystemTime::now().duration_since(at).map(|ago| ago.as_secs()) {
+        Ok(seconds @ 0..7_200) => format!("{} min ago", seconds / 60),
+        Ok(seconds @ 7_200..172_800) => format!("{} h ago", seconds / 3_600),
+        Ok(seconds) => format!("{} days ago", seconds / 86_400),
+        Err(_) => "now".to_owned(),
+    }
+}
+
+/// The files as they were read.
+#[derive(Clone, PartialEq, Eq)]
+struct Contents {
+    ca: Vec<u8>,
+    own: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Contents {
+    fn read(files: &TlsFiles) -> Result<Self, CredentialError> {
+        let own = files.own.as_ref();
+        let own = own.map(|(certificate, key)| Ok((read(certificate)?, read(key)?))).transpose()?;
+        Ok(Self { ca: read(&files.ca)?, own })
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, CredentialError> {
+    let fails = |error| CredentialError::Read { path: path.to_owned(), error };
+    let file = std::fs::File::open(path).map_err(fails)?;
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(fails)?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        let message = format!("it has more than {MAX_FILE_BYTES} bytes");
+        return Err(fails(std::io::Error::other(message)));
+    }
+    Ok(bytes)
+}
+
+/// What is used for new connections.
+struct Loaded {
+    contents: Contents,
+    facts: Option<CertificateFacts>,
+    client: Arc<ClientConfig>,
+    /// Nodes accept connections.
+    server: Option<Arc<ServerConfig>>,
+}
+
+/// Certificates and keys of a process. Cheap to clone; all clones see what is reloaded.
+#[derive(Clone)]
+pub struct Credentials {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    files: TlsFiles,
+    loaded: ArcSwap<Loaded>,
+}
+
+/// Two are equal if they are clones of one.
+impl PartialEq for Credentials {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+}
+
+impl Eq for Credentials {}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let facts = self.facts();
+        f.debug_struct("Credentials")
+            .field("files", &self.inner.files)
+            .field("own", &facts)
+            .finish()
+    }
+}
+
+impl Credentials {
+    /// Reads the files, and sees that they fit together and are valid now.
+    ///
+    /// # Errors
+    /// [`CredentialError`].
+    pub fn load(files: TlsFiles) -> Result<Self, CredentialError> {
+        let loaded = Loaded::new(&files, Contents::read(&files)?)?;
+        let inner = Inner { files, loaded: ArcSwap::from_pointee(loaded) };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// What the own certificate says; `None`: there is none.
+    #[must_use]
+    pub fn facts(&self) -> Option<CertificateFacts> {
+        self.inner.loaded.load().facts.clone()
+    }
+
+    /// Sees that they are those of a node.
+    ///
+    /// # Errors
+    /// [`CredentialError::OtherIdentity`], [`CredentialError::NoCertificate`].
+    pub fn check_node(&self, cluster: &str, node: NodeId) -> Result<(), CredentialError> {
+        let Some(CertificateFacts { identity, .. }) = self.facts() else {
+            return Err(CredentialError::NoCertificate);
+        };
+        match &identity {
+            Identity::Node { cluster: named, node: number }
+                if named == cluster && *number == node =>
+            {
+                Ok(())
+            }
+            _ => Err(self.other_identity(identity, format!("node {node} of cluster {cluster}"))),
+        }
+    }
+
+    fn other_identity(&self, found: Identity, wanted: String) -> CredentialError {
+        let path = self.inner.files.own.as_ref().map(|(path, _)| path.clone()).unwrap_or_default();
+        CredentialError::OtherIdentity { path, found, wanted }
+    }
+
+    /// Reads the files again, and takes what they hold for new connections if it differs. Returns whether
+    /// it does. May block for as long as a disk takes.
+    ///
+    /// # Errors
+    /// [`CredentialError`]; what was there stays.
+    pub fn reload(&self) -> Result<bool, CredentialError> {
+        let contents = Contents::read(&self.inner.files)?;
+        let present = self.inner.loaded.load();
+        if contents == present.contents {
+            return Ok(false);
+        }
+        let loaded = Loaded::new(&self.inner.files, contents)?;
+        let identity = |loaded: &Loaded| loaded.facts.as_ref().map(|facts| facts.identity.clone());
+        if let (Some(before), Some(now)) = (identity(&present), identity(&loaded))
+            && before != now
+        {
+            return Err(self.other_identity(now, before.to_string()));
+        }
+        self.inner.loaded.store(Arc::new(loaded));
+        Ok(true)
+    }
+
+    pub(super) fn client(&self) -> Arc<ClientConfig> {
+        Arc::clone(&self.inner.loaded.load().client)
+    }
+
+    pub(super) fn server(&self) -> Option<Arc<ServerConfig>> {
+        self.inner.loaded.load().server.clone()
+    }
+}
+
+/// The own certificate with its key.
+struct Own {
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    facts: CertificateFacts,
+}
+
+impl Own {
+    fn parse(certificate: (&Path, &[u8]), key: (&Path, &[u8])) -> Result<Self, CredentialError> {
+        let chain = certificates(certificate)?;
+        let (path, text) = key;
+        let key = PrivateKeyDer::from_pem_slice(text).map_err(|error| CredentialError::Pem {
+            path: path.to_owned(),
+            what: "private key",
+            message: error.to_string(),
+        })?;
+        let path = certificate.0.to_owned();
+        let facts = CertificateFacts::read(&chain[0]);
+        let facts = facts.map_err(|error| CredentialError::Identity { path, error })?;
+        Ok(Self { chain, key, facts })
+    }
+}
+
+/// At least one.
+fn certificates(
+    (path, text): (&Path, &[u8]),
+) -> Result<Vec<CertificateDer<'static>>, CredentialError> {
+    let wrong = |message: String| CredentialError::Pem {
+        path: path.to_owned(),
+        what: "certificate",
+        message,
+    };
+    let all = CertificateDer::pem_slice_iter(text).collect::<Result<Vec<_>, _>>();
+    let all = all.map_err(|error| wrong(error.to_string()))?;
+    if all.is_empty() { Err(wrong("there is none".to_owned())) } else { Ok(all) }
+}
+
+impl Loaded {
+    fn new(files: &TlsFiles, contents: Contents) -> Result<Self, CredentialError> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut roots = RootCertStore::empty();
+        for certificate in certificates((&files.ca, &contents.ca))? {
+            let added = roots.add(certificate);
+            added.map_err(|error| unusable(&files.ca, &error.to_string()))?;
+        }
+        let roots = Arc::new(roots);
+        let own = match (&files.own, &contents.own) {
+            (Some((certificate, key)), Some((chain, secret))) => {
+                let own = Own::parse((certificate, chain), (key, secret))?;
+                check(&own, files, &roots, &provider)?;
+                Some((own, certificate, key))
+            }
+            _ => None,
+        };
+        let client = client_config(own.as_ref(), &roots, &provider)?;
+        let server = match &own {
+            Some((own, certificate, _)) => match &own.facts.identity {
+                Identity::Node { cluster, .. } => {
+                    Some(server_config(own, certificate, cluster, &roots, &provider)?)
+                }
+                Identity::User { .. } => None,
+            },
+            None => None,
+        };
+        let facts = own.map(|(own, ..)| own.facts);
+        Ok(Self { contents, facts, client: Arc::new(client), server: server.map(Arc::new) })
+    }
+}
+
+fn unusable(path: &Path, message: &str) -> CredentialError {
+    CredentialError::Unusable { path: path.to_owned(), message: message.to_owned() }
+}
+
+/// Sees that others of the cluster will believe the certificate.
+fn check(
+    own: &Own,
+    files: &TlsFiles,
+    roots: &Arc<RootCertStore>,
+    provider: &Arc<CryptoProvider>,
+) -> Result<(), CredentialError> {
+    let path = files.own.as_ref().map(|(path, _)| path.clone()).unwrap_or_default();
+    let signed =
+        WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), Arc::clone(provider));
+    let signed = signed.build().map_err(|error| unusable(&files.ca, &error.to_string()))?;
+    let (leaf, behind) = (&own.chain[0], &own.chain[1..]);
+    let as_client = signed.verify_client_cert(leaf, behind, UnixTime::now()).map(drop);
+    let as_server = || match &own.facts.identity {
+        Identity::Node { cluster, .. } => {
+            let (roots, provider) = (Arc::clone(roots), Arc::clone(provider));
+            Nodes { roots, provider, cluster: Some(cluster.clone()) }.check(leaf, behind)
+        }
+        Identity::User { .. } => Ok(()),
+    };
+    let Err(error) = as_client.and_then(|()| as_server()) else { return Ok(()) };
+    Err(match error {
+        rustls::Error::InvalidCertificate(
+            CertificateError::Expired | CertificateError::ExpiredContext { .. },
+        ) => CredentialError::Expired { path, at: own.facts.not_after },
+        rustls::Error::InvalidCertificate(
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
+        ) => CredentialError::NotYet { path },
+        rustls::Error::InvalidCertificate(
+            CertificateError::UnknownIssuer | CertificateError::BadSignature,
+        ) => CredentialError::OtherAuthority { path, ca: files.ca.clone() },
+        error => CredentialError::Unusable { path, message: error.to_string() },
+    })
+}
+
+fn keys_differ(error: &rustls::Error, certificate: &Path, key: &Path) -> CredentialError {
+    match error {
+        rustls::Error::InconsistentKeys(_) => {
+            CredentialError::OtherKey { key: key.to_owned(), certificate: certificate.to_owned() }
+        }
+        error => unusable(key, &error.to_string()),
+    }
+}
+
+fn client_config(
+    own: Option<&(Own, &PathBuf, &PathBuf)>,
+    roots: &Arc<RootCertStore>,
+    provider: &Arc<CryptoProvider>,
+) -> Result<ClientConfig, CredentialError> {
+    let cluster = own.map(|(own, ..)| own.facts.identity.cluster().to_owned());
+    let (roots, verified_by) = (Arc::clone(roots), Arc::clone(provider));
+    let nodes = Nodes { roots, provider: verified_by, cluster };
+    let builder = ClientConfig::builder_with_provider(Arc::clone(provider))
+        .with_protocol_versions(&[&TLS13])
+        .map_err(|error| unusable(Path::new("TLS 1.3"), &error.to_string()))?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(nodes));
+    let mut config = match own {
+        Some((own, certificate, key)) => builder
+            .with_client_auth_cert(own.chain.clone(), own.key.clone_key())
+            .map_err(|error| keys_differ(&error, certificate, key))?,
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![PROTOCOL.to_vec()];
+    config.resumption = Resumption::disabled();
+    // What is connected to is recognized by its certificate.
+    config.enable_sni = false;
+    Ok(config)
+}
+
+fn server_config(
+    own: &Own,
+    path: &Path,
+    cluster: &str,
+    roots: &Arc<RootCertStore>,
+    provider: &Arc<CryptoProvider>,
+) -> Result<ServerConfig, CredentialError> {
+    let wrong = |error: String| unusable(path, &error);
+    let signed =
+        WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), Arc::clone(provider));
+    let signed = signed.build().map_err(|error| wrong(error.to_string()))?;
+    let callers = Callers { signed, cluster: cluster.to_owned() };
+    let mut config = ServerConfig::builder_with_provider(Arc::clone(provider))
+        .with_protocol_versions(&[&TLS13])
+        .map_err(|error| wrong(error.to_string()))?
+        .with_client_cert_verifier(Arc::new(callers))
+        .with_single_cert(own.chain.clone(), own.key.clone_key())
+        .map_err(|error| wrong(error.to_string()))?;
+    config.alpn_protocols = vec![PROTOCOL.to_vec()];
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(config)
+}

@@ -1,0 +1,132 @@
+//! Makes certificates for a test or a small cluster: an authority of its own, and what it signs.
+//!
+//! Keys are ECDSA on P-256. Whoever holds the key of the authority can be any node and any user: keep it
+//! away from the nodes.
+
+use std::fmt;
+use std::time::{Duration, SystemTime};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, SanType,
+};
+
+use super::identity::{Identity, IdentityError};
+
+/// A certificate that was made begins so much earlier: clocks differ.
+const EARLIER: Duration = Duration::from_secs(3_600);
+
+/// A certificate and its key, in PEM.
+#[derive(Clone)]
+pub struct Made {
+    pub certificate: String,
+    pub key: String,
+}
+
+impl fmt::Debug for Made {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Made").field("certificate", &self.certificate).finish_non_exhaustive()
+    }
+}
+
+/// Why no certificate is made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MakeError {
+    #[error(transparent)]
+    Name(#[from] IdentityError),
+    #[error("the certificate or the key of the authority cannot be used: {0}")]
+    Authority(String),
+    #[error("the certificate cannot be made: {0}")]
+    Failed(String),
+}
+
+fn failed(error: impl fmt::Display) -> MakeError {
+    MakeError::Failed(error.to_string())
+}
+
+/// From when on something is valid, and until when.
+fn valid(
+    params: &mut CertificateParams,
+    from: SystemTime,
+    valid: Duration,
+) -> Result<(), MakeError> {
+    // A certificate names years of four digits.
+    let longest = Duration::from_secs(100 * 366 * 24 * 60 * 60);
+    if valid > longest {
+        return Err(failed("it would be valid for more than a hundred years"));
+    }
+    params.not_before = from.into();
+    params.not_after = (from + valid).into();
+    Ok(())
+}
+
+/// From a little before now.
+fn now() -> SystemTime {
+    let now = SystemTime::now();
+    now.checked_sub(EARLIER).unwrap_or(now)
+}
+
+fn named(name: String) -> DistinguishedName {
+    let mut names = DistinguishedName::new();
+    names.push(DnType::CommonName, name);
+    names
+}
+
+/// An authority for one cluster.
+///
+/// # Errors
+/// [`MakeError`].
+pub fn authority(cluster: &str, validity: Duration) -> Result<Made, MakeError> {
+    // The same names as for nodes.
+    let node = shardhost_proto::ids::NodeId::must(1);
+    Identity::of_node(cluster, node)?;
+    let mut params = CertificateParams::new(Vec::new()).map_err(failed)?;
+    valid(&mut params, now(), validity.saturating_add(EARLIER))?;
+    params.distinguished_name = named(format!("authority of shardhost cluster {cluster}"));
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let key = KeyPair::generate().map_err(failed)?;
+    let certificate = params.self_signed(&key).map_err(failed)?;
+    Ok(Made { certificate: certificate.pem(), key: key.serialize_pem() })
+}
+
+/// A certificate of a node or a user, signed by an authority.
+///
+/// # Errors
+/// [`MakeError`].
+pub fn sign(authority: &Made, identity: &Identity, validity: Duration) -> Result<Made, MakeError> {
+    sign_from(authority, identity, now(), validity.saturating_add(EARLIER))
+}
+
+/// The same, valid from some time on.
+///
+/// # Errors
+/// [`MakeError`].
+pub fn sign_from(
+    authority: &Made,
+    identity: &Identity,
+    from: SystemTime,
+    validity: Duration,
+) -> Result<Made, MakeError> {
+    let unusable = |error: rcgen::Error| MakeError::Authority(error.to_string());
+    let signing = KeyPair::from_pem(&authority.key).map_err(unusable)?;
+    let issuer = Issuer::from_ca_cert_pem(&authority.certificate, signing).map_err(unusable)?;
+    let mut params = CertificateParams::new(Vec::new()).map_err(failed)?;
+    valid(&mut params, from, validity)?;
+    let (name, is_node) = match identity {
+        Identity::Node { cluster, node } => (format!("node {node} of {cluster}"), true),
+        Identity::User { cluster, name, .. } => (format!("{name} of {cluster}"), false),
+    };
+    params.distinguished_name = named(name);
+    params.subject_alt_names = vec![SanType::URI(identity.to_string().try_into().map_err(failed)?)];
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    if is_node {
+        params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
+    }
+    params.use_authority_key_identifier_extension = true;
+    let key = KeyPair::generate().map_err(failed)?;
+    let certificate = params.signed_by(&key, &issuer).map_err(failed)?;
+    Ok(Made { certificate: certificate.pem(), key: key.serialize_pem() })
+}
