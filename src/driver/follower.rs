@@ -1,6 +1,10 @@
 //! Following the catalog: every host keeps a view of it, as fresh as its replica of the system
 //! group, or as often as it asks a node that has one.
 //!
+//! A replica here that hears no leader may be cut off from it alone, as when both nodes moved at the same
+//! time: other replicas may have what it lacks, where the leader is reached now among it. They are asked for
+//! their revision, and for what is new while it lags behind theirs.
+//!
 //! When no node answers, the view stays as it is: intentions do not end because they cannot be
 //! read. **The view never goes back**, whichever node answers: a request names the known revision,
 //! an answer of an earlier one does not count, and another node is asked.
@@ -26,6 +30,8 @@ const ASK_EVERY: Duration = Duration::from_secs(1);
 const GATHER: Duration = Duration::from_millis(30);
 /// After a request without an answer.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// How long the replica here hears no leader before others are asked for what they have.
+const LEADERLESS_FOR: Duration = Duration::from_secs(1);
 /// How long the replica here may take to answer. It may hang.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -36,7 +42,7 @@ pub(super) async fn follow(
     view: watch::Sender<CatalogView>,
     stop: CancellationToken,
 ) {
-    let source = Replicas { host, client, trouble: None };
+    let source = Replicas { host, client, trouble: None, leaderless_since: None };
     let follower = Follower { source, view, reader: Reader::default() };
     stop.run_until_cancelled(follower.run()).await;
 }
@@ -55,6 +61,8 @@ impl Follower {
             if seen.is_none() {
                 // The node that is asked may be behind a revision that a caller here knows of.
                 self.reader.least = self.reader.least.max(self.source.client.wanted());
+            } else if known.is_some() {
+                self.reader.least = self.reader.least.max(self.source.known_elsewhere().await);
             }
             match self.reader.catch_up(known, &mut self.source).await {
                 Ok(news) => {
@@ -88,6 +96,8 @@ struct Replicas {
     client: CatalogClient,
     /// Why the replica here is not asked; logged once.
     trouble: Option<String>,
+    /// Since when the replica here hears no leader.
+    leaderless_since: Option<Instant>,
 }
 
 impl Replicas {
@@ -110,7 +120,25 @@ impl Replicas {
         let moved = |status: &shardhost_groups::GroupStatus| {
             status.applied != seen || matches!(status.role, Role::Failed(_))
         };
-        group.wait_for(moved, ASK_EVERY * 5).await;
+        let longest = match group.status().leader {
+            Some(_) => ASK_EVERY * 5,
+            None => ASK_EVERY,
+        };
+        group.wait_for(moved, longest).await;
+    }
+
+    /// What the replicas of other nodes have, once the one here has heard no leader for a while.
+    async fn known_elsewhere(&mut self) -> Revision {
+        let group = self.host.group(SYSTEM_GROUP);
+        if group.is_none_or(|group| group.status().leader.is_some()) {
+            self.leaderless_since = None;
+            return Revision::default();
+        }
+        let since = *self.leaderless_since.get_or_insert_with(Instant::now);
+        match since.elapsed() < LEADERLESS_FOR {
+            true => Revision::default(),
+            false => self.client.known_elsewhere().await,
+        }
     }
 
     /// Asks the replica here; `None`: there is none. An error: why it does not answer.
