@@ -26,6 +26,7 @@ pub mod grants;
 pub mod hash;
 pub mod ids;
 pub mod limits;
+mod redacted;
 pub mod routing;
 pub mod shard_map;
 pub mod version;
