@@ -28,6 +28,7 @@ pub mod hash;
 pub mod ids;
 pub mod limits;
 pub mod methods;
+mod redacted;
 pub mod routing;
 pub mod shard_map;
 pub mod version;

@@ -12,6 +12,7 @@
 //! |---:|---|
 //! | 1 | everything before there were versions |
 //! | 2 | the version itself; removed nodes, whose numbers are never given again; replicas that are moved automatically; drains that are extended by the clock of the one who extends them |
+//! | 3 | tokens of clients and operators in the catalog |
 
 use std::fmt;
 
@@ -23,7 +24,7 @@ impl ClusterVersion {
     /// The one of clusters that name none.
     pub const FIRST: Self = Self(1);
     /// The latest that this program knows.
-    pub const NEWEST: Self = Self(2);
+    pub const NEWEST: Self = Self(3);
 
     /// From its number; 0 is how those name it that know no versions.
     #[must_use]

@@ -7,14 +7,14 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use shardhost::wall_clock;
 use shardhost_policy::catalog::{
-    Answer, Command, Content, Done, Operation, Query, Record, RecordKey, Revision, Settings,
-    decode_reply,
+    Answer, Command, Content, Done, Operation, Query, Record, RecordKey, RecordKind, Revision,
+    Settings, decode_reply,
 };
 use shardhost_proto::system::catalog_reply::Reply;
 use shardhost_proto::system::system_client::SystemClient;
 use shardhost_proto::system::{CatalogReply, Elsewhere, ProposeRequest, QueryRequest};
+use shardhost_security::channel::Channel;
 use tokio::time::Instant;
-use tonic::transport::Channel;
 
 use super::change::{is_not_sent, unconfirmed};
 use super::ended::partly;
@@ -126,6 +126,24 @@ impl<'a> Catalog<'a> {
         match self.record(RecordKey::Settings).await? {
             Some(Record::Settings(settings)) => Ok(settings),
             _ => bail!("the catalog has no settings"),
+        }
+    }
+
+    /// All records of a kind, as they are now or became while they were read.
+    pub async fn list(&self, kind: RecordKind) -> anyhow::Result<Vec<Record>> {
+        let now = self.check().await?;
+        let (mut records, mut after) = (Vec::new(), None);
+        loop {
+            let query = Query::List { kind, after, limit: 0 };
+            let content = self.query_since(&query, now).await?.content;
+            let Content::Page { records: page, more } = content else {
+                bail!("the catalog answers something else: {content:?}");
+            };
+            after = page.last().map(|record: &Record| record.key().id()).or(after);
+            records.extend(page);
+            if !more {
+                return Ok(records);
+            }
         }
     }
 

@@ -12,7 +12,7 @@ use shardhost_policy::catalog::{DrainIntent, MAX_DRAIN_MS, Operation, Record, Re
 use shardhost_proto::balance::balance_client::BalanceClient;
 use shardhost_proto::balance::drain_status::State;
 use shardhost_proto::balance::{DrainRequest, DrainStatus, GetDrainRequest, UndrainRequest};
-use tonic::transport::Channel;
+use shardhost_security::channel::Channel;
 
 use super::catalog::Catalog;
 use super::change::confirmed;

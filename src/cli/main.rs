@@ -11,6 +11,7 @@ mod shown;
 mod advance_time;
 mod balance;
 mod catalog;
+mod cert;
 mod change;
 mod cluster;
 mod create;
@@ -36,6 +37,7 @@ mod rebuild;
 mod replicas;
 mod requirement;
 mod rolling_restart;
+mod security;
 mod serve;
 mod skip;
 mod snapshot;
@@ -43,6 +45,7 @@ mod status;
 mod supervised;
 mod table;
 mod target;
+mod token;
 mod trial;
 mod why;
 
@@ -56,6 +59,8 @@ use clap::{Parser, Subcommand};
 struct Arguments {
     #[command(subcommand)]
     command: Command,
+    #[command(flatten)]
+    security: security::SecurityArguments,
 }
 
 #[derive(Debug, Subcommand)]
@@ -96,6 +101,12 @@ enum Command {
     /// Take and show snapshots.
     #[command(subcommand)]
     Snapshot(snapshot::Command),
+    /// Make certificates for a test or a small cluster, and show them.
+    #[command(subcommand)]
+    Cert(cert::Command),
+    /// Make, show and remove tokens of users.
+    #[command(subcommand)]
+    Token(token::Command),
     /// Read and write the table.
     #[command(subcommand)]
     Table(table::Command),
@@ -127,7 +138,8 @@ fn main() -> ExitCode {
     }
     let arguments = Arguments::try_parse().unwrap_or_else(|error| refuse(&error));
     let ended = match logging::start(arguments.command.log_level()) {
-        Ok(()) => run(arguments.command).unwrap_or_else(|error| logging::failed(&error)),
+        Ok(()) => run(arguments.command, &arguments.security)
+            .unwrap_or_else(|error| logging::failed(&error)),
         Err(error) => {
             logging::failed(&error);
             ExitCode::from(2)
@@ -149,7 +161,13 @@ fn refuse(error: &clap::Error) -> ! {
     error.exit()
 }
 
-fn run(command: Command) -> anyhow::Result<ExitCode> {
+fn run(command: Command, security: &security::SecurityArguments) -> anyhow::Result<ExitCode> {
+    match &command {
+        // It reads its own.
+        Command::Serve(_) => {}
+        Command::Cert(command) => return cert::run(command),
+        _ => security.apply()?,
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         // One more than one: what holds a thread up for a moment must not hide a signal.
@@ -159,7 +177,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         .build()?;
     runtime.block_on(async {
         match command {
-            Command::Serve(arguments) => serve::run(*arguments).await,
+            Command::Serve(arguments) => serve::run(*arguments, security).await,
             Command::Demo(arguments) => demo::run(&arguments).await,
             Command::Status(arguments) => status::run(&arguments).await,
             Command::Group(command) => group::run(&command).await,
@@ -172,6 +190,9 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Command::Replicas(command) => replicas::run(&command).await,
             Command::Member(command) => member::run(&command).await,
             Command::Snapshot(command) => snapshot::run(&command).await,
+            // It needs no runtime, and returned above.
+            Command::Cert(command) => cert::run(&command),
+            Command::Token(command) => token::run(&command).await,
             Command::Table(command) => table::run(command).await,
             Command::Queue(command) => queue::run(command).await,
         }

@@ -13,8 +13,8 @@ use shardhost_proto::admin::{
 };
 use shardhost_proto::log::{Member, Membership};
 use shardhost_proto::shard_map::{QUEUE_KIND, TABLE_KIND};
+use shardhost_security::channel::Channel;
 use tokio::time::{Instant, timeout};
-use tonic::transport::Channel;
 
 use super::group::role_of;
 use super::target::{admin, all_groups};

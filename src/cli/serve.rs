@@ -14,6 +14,8 @@ use shardhost::Shutdown;
 use shardhost::groups::HostFault;
 use shardhost_proto::shard_map::MapMismatch;
 use shardhost_proto::version::ClusterVersion;
+use shardhost_security::Credentials;
+use shardhost_security::channel::Security;
 use shardhost_server::config::{ConfigError, check_address, parse_listen};
 use shardhost_server::{Server, ServerConfig, config};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -22,6 +24,7 @@ use tokio::time::Instant;
 
 use super::ended::senseless;
 use super::join::{Joining, Membership, join};
+use super::security::{SecurityArguments, use_security};
 use super::shown::shown;
 use super::supervised::{Order, Report};
 
@@ -134,6 +137,10 @@ pub struct ServeArguments {
     /// every founder that is there; those left out are removed from their groups and added again.
     #[arg(long, value_name = "NODES", value_delimiter = ',')]
     bootstrap_without: Vec<u64>,
+    /// Listen without TLS where other machines reach this node. Whoever reaches it may do everything: only
+    /// where every machine is trusted.
+    #[arg(long)]
+    insecure: bool,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -180,9 +187,16 @@ fn parse_peer(text: &str) -> Result<(String, String), String> {
 }
 
 /// Runs a host until it is stopped or its log fails.
-pub async fn run(arguments: ServeArguments) -> anyhow::Result<ExitCode> {
+pub async fn run(
+    arguments: ServeArguments,
+    security: &SecurityArguments,
+) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::listen()?;
-    let mut config = configuration(&arguments)?;
+    let mut config = configuration(&arguments, security)?;
+    if let Some(tls) = &config.tls {
+        let credentials = Some(Credentials::load(tls.files())?);
+        use_security(Security { credentials, token: None });
+    }
     let mut orders = None;
     let mut listener = None;
     if joins(&arguments, &config)? {
@@ -283,7 +297,10 @@ fn peers(given: &[(String, String)]) -> anyhow::Result<BTreeMap<String, String>>
 }
 
 /// The file, with what the flags say instead.
-fn configuration(arguments: &ServeArguments) -> anyhow::Result<ServerConfig> {
+fn configuration(
+    arguments: &ServeArguments,
+    security: &SecurityArguments,
+) -> anyhow::Result<ServerConfig> {
     let mut config = match &arguments.config {
         Some(path) => ServerConfig::parse(path)?,
         None => ServerConfig::alone(PathBuf::new()),
@@ -317,6 +334,10 @@ fn configuration(arguments: &ServeArguments) -> anyhow::Result<ServerConfig> {
     config.cluster_version_max =
         arguments.cluster_version_max.unwrap_or(config.cluster_version_max);
     config.consistency_check = arguments.consistency_check.unwrap_or(config.consistency_check);
+    if let Some(tls) = security.of_node()? {
+        config.tls = Some(tls);
+    }
+    config.insecure |= arguments.insecure;
     config.workers = arguments.workers.unwrap_or(config.workers);
     config.apply_threads = arguments.apply_threads.unwrap_or(config.apply_threads);
     if !arguments.supervised {

@@ -10,12 +10,14 @@ use shardhost_proto::admin::admin_client::AdminClient;
 use shardhost_proto::admin::{
     GroupStatus, HostStatus, ListGroupsRequest, ShowGroupRequest, StatusRequest,
 };
+use shardhost_security::channel::Channel;
 use shardhost_server::config::check_address;
 use tokio::time::Instant;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 use tonic_types::StatusExt;
 
 use super::ended::senseless;
+use super::security::security;
 use super::shown::shown;
 
 /// How long one node may take for an answer that it knows.
@@ -62,7 +64,9 @@ impl Target {
 
     /// A client of the shards.
     pub async fn client(&self) -> anyhow::Result<Client> {
-        let options = ClientOptions { deadline: self.timeout(), ..ClientOptions::default() };
+        let security = security();
+        let options =
+            ClientOptions { deadline: self.timeout(), security, ..ClientOptions::default() };
         Client::connect(self.at.iter().cloned(), options).await.with_context(|| self.unreachable())
     }
 
@@ -251,7 +255,7 @@ pub fn channel(address: &str) -> anyhow::Result<Channel> {
         .with_context(|| format!("`{address}` is no address; write host:port"))?
         .connect_timeout(ANSWER_TIMEOUT)
         .tcp_nodelay(true);
-    Ok(endpoint.connect_lazy())
+    Ok(security().lazily(&endpoint, None))
 }
 
 /// The answer of a node that asks the catalog for it, or may.

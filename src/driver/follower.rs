@@ -248,6 +248,11 @@ impl Reader {
     async fn list(&mut self, source: &mut impl Source) -> Result<(View, Revision), CatalogError> {
         let (mut view, mut first) = (View::default(), None);
         for kind in RecordKind::ALL {
+            // Settings come first. At an earlier version a node may run a program that refuses to list the
+            // kind.
+            if kind.since() > view.settings().cluster_version {
+                continue;
+            }
             let mut after = None;
             loop {
                 let query = Query::List { kind, after, limit: 0 };

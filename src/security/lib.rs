@@ -6,6 +6,7 @@
 //! | [`caller`] | who sent a request, and what that one may do |
 //! | [`rights`] | what each call needs |
 //! | [`credentials`] | certificates and keys from files, read anew when the files change |
+//! | [`token`] | tokens of users |
 //! | [`connect`], [`accept`] | TLS on a connection, from either side |
 //! | [`channel`] | channels of gRPC to nodes (feature `channel`) |
 //! | [`make`] | certificates for a test or a small cluster (feature `make`) |
@@ -32,6 +33,7 @@ pub mod make;
 pub mod rights;
 #[cfg(test)]
 mod tests;
+pub mod token;
 mod verify;
 
 pub use caller::{Caller, Denied, User};

@@ -11,6 +11,10 @@ use rcgen::{
     Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
 
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
 use super::identity::{Identity, IdentityError};
 
 /// A certificate that was made begins so much earlier: clocks differ.
@@ -73,6 +77,32 @@ fn named(name: String) -> DistinguishedName {
     names
 }
 
+const AUTHORITY: &str = "authority of shardhost cluster ";
+
+/// The first certificate in a text, as bytes.
+///
+/// # Errors
+/// [`MakeError::Authority`]: there is none.
+pub fn first_in_pem(text: &[u8]) -> Result<Vec<u8>, MakeError> {
+    let first = CertificateDer::from_pem_slice(text);
+    first.map(|found| found.to_vec()).map_err(|error| MakeError::Authority(error.to_string()))
+}
+
+/// The cluster for which [`authority`] made an authority.
+///
+/// # Errors
+/// [`MakeError::Authority`]: it was made by something else.
+pub fn cluster_of(certificate: &str) -> Result<String, MakeError> {
+    let read = first_in_pem(certificate.as_bytes())?;
+    let (_, read) = X509Certificate::from_der(&read)
+        .map_err(|error| MakeError::Authority(error.to_string()))?;
+    let names = read.subject().iter_common_name().filter_map(|name| name.as_str().ok());
+    let cluster = names.filter_map(|name| name.strip_prefix(AUTHORITY)).next();
+    cluster.map(str::to_owned).ok_or_else(|| {
+        MakeError::Authority("it does not name the cluster that it signs for".to_owned())
+    })
+}
+
 /// An authority for one cluster.
 ///
 /// # Errors
@@ -83,7 +113,7 @@ pub fn authority(cluster: &str, validity: Duration) -> Result<Made, MakeError> {
     Identity::of_node(cluster, node)?;
     let mut params = CertificateParams::new(Vec::new()).map_err(failed)?;
     valid(&mut params, now(), validity.saturating_add(EARLIER))?;
-    params.distinguished_name = named(format!("authority of shardhost cluster {cluster}"));
+    params.distinguished_name = named(format!("{AUTHORITY}{cluster}"));
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let key = KeyPair::generate().map_err(failed)?;

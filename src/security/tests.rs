@@ -297,6 +297,15 @@ async fn a_connection_that_breaks_off_in_the_greeting_ends() {
 }
 
 #[test]
+fn an_authority_names_its_cluster() {
+    let office = Office::new("shop");
+    assert_eq!(super::make::cluster_of(&office.authority.certificate).unwrap(), "shop");
+    let node = sign(&office.authority, &office.identity(1), DAY).unwrap();
+    assert!(super::make::cluster_of(&node.certificate).is_err());
+    assert!(authority("a b", DAY).is_err() && authority("x", 100 * 400 * DAY).is_err());
+}
+
+#[test]
 fn secrets_are_not_shown() {
     let office = Office::new("shop");
     let credentials = office.node(1);

@@ -34,6 +34,7 @@ use super::{RESERVED, is_shard, nodes, shard_time, skip, versions};
 use crate::shards::StateDb;
 use shardhost::driver::{SYSTEM_GROUP, System, life_of};
 use shardhost::host::Host;
+use shardhost::transport::{caller_of, note_asked};
 
 /// Rates and quantiles are of about this much time.
 const WINDOW: Duration = Duration::from_secs(5);
@@ -236,6 +237,7 @@ impl Admin for AdminService {
         &self,
         request: Request<wire::TransferLeaderRequest>,
     ) -> Result<Response<wire::TransferLeaderReply>, Status> {
+        note_asked(&request);
         let request = request.into_inner();
         let group = self.group(request.group)?;
         let to = match request.to_node {
@@ -249,6 +251,7 @@ impl Admin for AdminService {
         &self,
         request: Request<wire::TransferLeaderToFitRequest>,
     ) -> Result<Response<wire::TransferLeaderReply>, Status> {
+        note_asked(&request);
         let request = request.into_inner();
         let group = self.group(request.group)?;
         let nodes: Result<Vec<_>, _> = request.nodes.iter().map(|node| node_id(*node)).collect();
@@ -268,6 +271,7 @@ impl Admin for AdminService {
         &self,
         request: Request<wire::ChangeRequirementRequest>,
     ) -> Result<Response<wire::MembershipReply>, Status> {
+        note_asked(&request);
         let request = request.into_inner();
         let group = self.group(request.group)?;
         let requirement = requirement_of(request.requirement.unwrap_or_default())?;
@@ -305,6 +309,7 @@ impl Admin for AdminService {
         &self,
         request: Request<wire::ChangeMembershipRequest>,
     ) -> Result<Response<wire::MembershipReply>, Status> {
+        note_asked(&request);
         let request = request.into_inner();
         let group = self.group(request.group)?;
         let mut change = MembershipChange::new();
@@ -323,6 +328,7 @@ impl Admin for AdminService {
         &self,
         request: Request<wire::ReplaceMemberRequest>,
     ) -> Result<Response<wire::MembershipReply>, Status> {
+        note_asked(&request);
         let request = request.into_inner();
         let group = self.group(request.group)?;
         let (old, new) = (node_id(request.old_node)?, node_id(request.new_node)?);
@@ -335,6 +341,7 @@ impl Admin for AdminService {
         &self,
         request: Request<wire::CancelAdditionRequest>,
     ) -> Result<Response<wire::MembershipReply>, Status> {
+        note_asked(&request);
         let request = request.into_inner();
         let group = self.group(request.group)?;
         let cancel = || group.cancel_addition(request.expect.map(LogIndex::new));
@@ -345,6 +352,7 @@ impl Admin for AdminService {
         &self,
         request: Request<wire::TakeSnapshotRequest>,
     ) -> Result<Response<wire::SnapshotReply>, Status> {
+        note_asked(&request);
         let request = request.into_inner();
         let group = self.group(request.group)?;
         let taken = tokio::time::timeout(timeout_of(request.timeout_ms), group.snapshot()).await;
@@ -370,6 +378,7 @@ impl Admin for AdminService {
         &self,
         request: Request<wire::LookAtEntryRequest>,
     ) -> Result<Response<wire::EntryReply>, Status> {
+        note_asked(&request);
         let entry = skip::look(&self.host, &self.state()?, request.into_inner()).await?;
         Ok(Response::new(entry))
     }
@@ -378,6 +387,7 @@ impl Admin for AdminService {
         &self,
         request: Request<wire::BeginSkipRequest>,
     ) -> Result<Response<wire::BeginSkipReply>, Status> {
+        note_asked(&request);
         skip::begin(&self.host, &self.state()?, request.into_inner()).await?;
         Ok(Response::new(wire::BeginSkipReply {}))
     }
@@ -386,6 +396,7 @@ impl Admin for AdminService {
         &self,
         request: Request<wire::AbandonSkipRequest>,
     ) -> Result<Response<wire::AbandonSkipReply>, Status> {
+        note_asked(&request);
         skip::abandon(&self.host, &self.state()?, request.into_inner()).await?;
         Ok(Response::new(wire::AbandonSkipReply {}))
     }
@@ -394,6 +405,7 @@ impl Admin for AdminService {
         &self,
         request: Request<wire::SkipEntryRequest>,
     ) -> Result<Response<wire::SkipEntryReply>, Status> {
+        note_asked(&request);
         skip::skip(&self.host, &self.state()?, request.into_inner()).await?;
         Ok(Response::new(wire::SkipEntryReply {}))
     }
@@ -402,6 +414,7 @@ impl Admin for AdminService {
         &self,
         request: Request<wire::OpenReplicaRequest>,
     ) -> Result<Response<wire::OpenReplicaReply>, Status> {
+        note_asked(&request);
         skip::open(&self.host, &self.state()?, request.into_inner()).await?;
         Ok(Response::new(wire::OpenReplicaReply {}))
     }
@@ -410,6 +423,7 @@ impl Admin for AdminService {
         &self,
         request: Request<wire::AdvanceTimeRequest>,
     ) -> Result<Response<wire::AdvanceTimeReply>, Status> {
+        note_asked(&request);
         let request = request.into_inner();
         let (group, state) = (self.group(request.group)?, self.state()?);
         let advanced = shard_time::advance(&group, state.times(), request.by_ms);
@@ -424,6 +438,7 @@ impl Admin for AdminService {
         &self,
         request: Request<wire::CreateGroupRequest>,
     ) -> Result<Response<wire::GroupStatus>, Status> {
+        note_asked(&request);
         let request = request.into_inner();
         let spec = self.spec_of(&request)?;
         let group = spec.id;
@@ -442,6 +457,7 @@ impl Admin for AdminService {
         &self,
         request: Request<wire::DestroyGroupRequest>,
     ) -> Result<Response<wire::DestroyGroupReply>, Status> {
+        note_asked(&request);
         let request = request.into_inner();
         let id = GroupId::new(request.group);
         if id == SYSTEM_GROUP {
@@ -475,7 +491,9 @@ impl Admin for AdminService {
         &self,
         request: Request<wire::JoinRequest>,
     ) -> Result<Response<wire::JoinReply>, Status> {
-        let request = request.into_inner();
+        note_asked(&request);
+        let caller = caller_of(&request);
+        let request = nodes::as_certified(request.into_inner(), &caller)?;
         nodes::join(&self.host, self.system.as_ref(), &request).await.map(Response::new)
     }
 
@@ -490,6 +508,7 @@ impl Admin for AdminService {
         &self,
         request: Request<wire::RemoveNodeRequest>,
     ) -> Result<Response<wire::NodeList>, Status> {
+        note_asked(&request);
         let node = node_id(request.into_inner().node)?;
         nodes::remove(&self.host, self.system.as_ref(), node).await.map(Response::new)
     }
@@ -505,6 +524,7 @@ impl Admin for AdminService {
         &self,
         request: Request<wire::RaiseVersionRequest>,
     ) -> Result<Response<wire::VersionReport>, Status> {
+        note_asked(&request);
         let request = request.into_inner();
         versions::raise(&self.host, self.system.as_ref(), &request).await.map(Response::new)
     }
@@ -513,6 +533,7 @@ impl Admin for AdminService {
         &self,
         request: Request<wire::ChecksumRequest>,
     ) -> Result<Response<wire::ChecksumReply>, Status> {
+        note_asked(&request);
         let request = request.into_inner();
         let group = self.group(request.group)?;
         // Each reads a whole shard, on a thread that others need, too.

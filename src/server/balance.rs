@@ -19,6 +19,7 @@ use shardhost::driver::drains::{DrainReport, Drains, EndWithoutCatalog};
 use shardhost::driver::view::{add_loads, local_view};
 use shardhost::driver::{CatalogError, DrainOptions, DrainProgress, DrainState, Fallback, System};
 use shardhost::host::Host;
+use shardhost::transport::note_asked;
 use shardhost::wall_clock::now_ms;
 use shardhost_policy::catalog::{
     DrainFallback, IntentId, MAX_DRAIN_MS, MAX_NAMED_GROUPS, MAX_TEXT_BYTES, NewDrain, Operation,
@@ -198,6 +199,7 @@ impl Balance for BalanceService {
         &self,
         request: Request<wire::DrainRequest>,
     ) -> Result<Response<wire::DrainStatus>, Status> {
+        note_asked(&request);
         let request = request.into_inner();
         if request.owner.len() > MAX_TEXT_BYTES {
             return Err(Status::invalid_argument(format!(
@@ -295,6 +297,7 @@ impl Balance for BalanceService {
         &self,
         request: Request<wire::LocalSwitch>,
     ) -> Result<Response<wire::LocalSwitch>, Status> {
+        note_asked(&request);
         let system = self.system()?;
         system.stop_planned_moves(request.into_inner().planned_moves_stopped);
         let planned_moves_stopped = system.planned_moves_are_stopped();

@@ -37,8 +37,13 @@ pub(super) fn of_catalog(error: &CatalogError) -> Status {
 const fn code_of(refusal: &Refusal) -> Code {
     use Refusal as R;
     match refusal {
-        R::UnknownGroup { .. } | R::UnknownNode { .. } | R::UnknownZone { .. } => Code::NotFound,
-        R::GroupExists { .. } | R::AlreadyDraining { .. } => Code::AlreadyExists,
+        R::UnknownGroup { .. }
+        | R::UnknownNode { .. }
+        | R::UnknownZone { .. }
+        | R::UnknownToken { .. } => Code::NotFound,
+        R::GroupExists { .. } | R::AlreadyDraining { .. } | R::TokenExists { .. } => {
+            Code::AlreadyExists
+        }
         R::WrongRevision { .. } | R::StaleAdvertisement { .. } | R::StaleMembers { .. } => {
             Code::Aborted
         }

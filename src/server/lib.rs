@@ -39,6 +39,7 @@ pub mod shards;
 mod skip;
 mod space;
 mod state_health;
+mod tokens;
 mod versions;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -67,6 +68,7 @@ use lookup::HostLookup;
 use replicas::{Replicas, machine_of};
 use shard_map::CurrentMap;
 pub use shard_map::OpenMapError;
+use tokens::KnownHere;
 
 use shardhost_proto::shard_map::{QUEUE_KIND as QUEUE, TABLE_KIND as TABLE};
 
@@ -198,6 +200,9 @@ impl Server {
         if let Some(system) = &system {
             let follow = Arc::clone(&map).follow(system.views(), host.stopping());
             tokio::spawn(follow);
+            let tokens = Arc::new(KnownHere::default());
+            host.tokens().set(Arc::clone(&tokens) as _);
+            tokio::spawn(tokens.follow(system.views(), host.stopping()));
         }
         let room = state_health::Room { directory, bytes: state.resumes_with() };
         tokio::spawn(state_health::follow(host.clone(), state.health(), room));

@@ -7,6 +7,7 @@ use shardhost_groups::NodeId;
 use shardhost_proto::admin as wire;
 use shardhost_proto::shard_map::{QUEUE_KIND, TABLE_KIND};
 use shardhost_proto::version::ClusterVersion;
+use shardhost_security::Caller;
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
@@ -68,6 +69,23 @@ pub(super) async fn remove(
     };
     let view = system.view_at(removed.revision).await.map_err(|error| of_catalog(&error))?;
     Ok(wire::NodeList { nodes: known_nodes(&view), revision: view.revision().get() })
+}
+
+/// The request of a node whose certificate names its number: it joins as that one.
+pub(super) fn as_certified(
+    mut request: wire::JoinRequest,
+    caller: &Caller,
+) -> Result<wire::JoinRequest, Status> {
+    let Caller::Node(certified) = caller else { return Ok(request) };
+    if request.node > 0 && request.node != certified.get() {
+        let message = format!(
+            "node {} is to join, and its certificate is for node {certified}; give it one with its number",
+            request.node
+        );
+        return Err(refusal(Code::PermissionDenied, "OTHER_CERTIFICATE", message, []));
+    }
+    request.node = certified.get();
+    Ok(request)
 }
 
 /// Registers a node that joins.

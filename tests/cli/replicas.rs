@@ -3,18 +3,20 @@
 use std::collections::BTreeMap;
 
 use serde_json::Value;
+use shardhost_proto::version::ClusterVersion;
 
 use super::servers::Servers;
 
+const NEWEST: u32 = ClusterVersion::NEWEST.get();
 const SHARDS: &str = "tables = 4\nqueues = 2\nvoters = [1, 2, 3]";
 
 /// So long nothing moves automatically.
-async fn await_second_version(servers: &Servers) {
+async fn await_newest_version(servers: &Servers) {
     let is = || async {
         let shown = servers.run(1, &["cluster", "version", "--json"]).await;
-        shown.code == 0 && shown.json()["version"] == 2
+        shown.code == 0 && shown.json()["version"] == NEWEST
     };
-    servers.until("the second version", is).await;
+    servers.until("the latest version", is).await;
     servers.until("all is well", || async { servers.run(1, &["status"]).await.code == 0 }).await;
 }
 
@@ -24,7 +26,7 @@ async fn four(settings: &str) -> Servers {
     for node in 1..=4 {
         servers.start(node, &[]);
     }
-    await_second_version(&servers).await;
+    await_newest_version(&servers).await;
     for key in 0..8 {
         servers.put(1, &format!("k{key}"), &format!("v{key}")).await;
     }
@@ -111,7 +113,7 @@ async fn a_group_without_a_place_is_named_and_healed_by_a_node_that_joins() {
     for node in 1..=3 {
         servers.start(node, &[]);
     }
-    await_second_version(&servers).await;
+    await_newest_version(&servers).await;
     servers.put(1, "key", "value").await;
     servers.kill(3).await;
     let stuck = || async { state(&servers, 1).await["stuck_total"] == 4 };
@@ -135,7 +137,7 @@ async fn a_returned_replica_whose_group_has_moved_away_altogether_is_destroyed()
     for node in 1..=5 {
         servers.start(node, &[]);
     }
-    await_second_version(&servers).await;
+    await_newest_version(&servers).await;
     servers.put(1, "key", "value").await;
     servers.kill(3).await;
     for (old, new) in [("3", "4"), ("1", "5"), ("2", "1"), ("5", "2")] {

@@ -2,10 +2,12 @@
 //! bound to the first version stands for one of a program that knows no other.
 
 use serde_json::Value;
+use shardhost_proto::version::ClusterVersion;
 
 use super::process::{Node, run};
 use super::servers::Servers;
 
+const NEWEST: u32 = ClusterVersion::NEWEST.get();
 /// What the files of such a node say.
 const FIRST: &str = "cluster-version-max = 1";
 
@@ -17,7 +19,7 @@ async fn version(servers: &Servers, node: u64) -> Value {
     servers.run(node, &["cluster", "version", "--json"]).await.json()
 }
 
-async fn await_version(servers: &Servers, wanted: u64) {
+async fn await_version(servers: &Servers, wanted: u32) {
     let is = || async {
         let shown = servers.run(1, &["cluster", "version", "--json"]).await;
         shown.code == 0 && shown.json()["version"] == wanted
@@ -36,21 +38,29 @@ async fn a_new_cluster_uses_the_latest_version_from_the_start() {
     for node in 1..=3 {
         servers.start(node, &[]);
     }
-    await_version(&servers, 2).await;
+    await_version(&servers, NEWEST).await;
     let shown = version(&servers, 1).await;
     let prepared = shown["nodes"].as_array().unwrap().iter().map(|node| &node["prepared"]);
-    assert!(prepared.eq([2, 2, 2].iter()), "{shown}");
+    assert!(prepared.eq([NEWEST; 3].iter()), "{shown}");
     let nothing = servers.run(2, &["cluster", "upgrade"]).await;
-    assert!(nothing.code == 0 && nothing.stdout.contains("at version 2 already"), "{nothing:?}");
+    assert!(
+        nothing.code == 0 && nothing.stdout.contains(&format!("at version {NEWEST} already")),
+        "{nothing:?}"
+    );
     // One that takes part up to the first version only has no place in it.
     servers.kill(3).await;
     servers.settings = FIRST.to_owned();
     let refused = servers.refused(3).await;
-    assert!(refused.contains("at version 2") && refused.contains("up to version 1"), "{refused}");
+    assert!(
+        refused.contains(&format!("at version {NEWEST}")) && refused.contains("up to version 1"),
+        "{refused}"
+    );
     servers.lose_disk(3);
     servers.start(3, &[]);
-    servers.await_log(3, &["is at version 2", "up to version 1", "later program"]).await;
-    servers.await_log(1, &["up to version 1", "is at version 2"]).await;
+    servers
+        .await_log(3, &[&format!("is at version {NEWEST}"), "up to version 1", "later program"])
+        .await;
+    servers.await_log(1, &["up to version 1", &format!("is at version {NEWEST}")]).await;
 }
 
 /// The nodes that the catalog knows.
@@ -86,7 +96,10 @@ async fn a_version_is_raised_when_every_node_knows_it_and_not_before_an_operator
     servers.start(3, &[]);
     await_well(&servers).await;
     let outlook = servers.run(2, &["cluster", "upgrade", "--dry-run"]).await;
-    assert!(outlook.code == 0 && outlook.stdout.contains("from version 1 to 2"), "{outlook:?}");
+    assert!(
+        outlook.code == 0 && outlook.stdout.contains(&format!("from version 1 to {NEWEST}")),
+        "{outlook:?}"
+    );
 
     // Nothing was used yet: an earlier program takes a place again.
     servers.kill(2).await;
@@ -98,13 +111,16 @@ async fn a_version_is_raised_when_every_node_knows_it_and_not_before_an_operator
     await_well(&servers).await;
 
     let raised = servers.run(3, &["cluster", "upgrade"]).await;
-    assert!(raised.code == 0 && raised.stdout.contains("at version 2 now"), "{raised:?}");
+    assert!(
+        raised.code == 0 && raised.stdout.contains(&format!("at version {NEWEST} now")),
+        "{raised:?}"
+    );
     let back = servers.run(3, &["cluster", "upgrade", "--to", "1"]).await;
     assert!(back.code == 1 && back.stderr.contains("never goes back"), "{back:?}");
     servers.kill(2).await;
     servers.settings = FIRST.to_owned();
     let refused = servers.refused(2).await;
-    assert!(refused.contains("at version 2"), "{refused}");
+    assert!(refused.contains(&format!("at version {NEWEST}")), "{refused}");
     servers.settings.clear();
     servers.start(2, &[]);
     await_well(&servers).await;
@@ -118,7 +134,7 @@ async fn a_removed_node_is_gone_for_good_and_its_number_is_never_given_again() {
     for node in 1..=3 {
         servers.start(node, &[]);
     }
-    await_version(&servers, 2).await;
+    await_version(&servers, NEWEST).await;
     await_well(&servers).await;
     let directory = servers.directory().to_owned();
     let data = |name: &str| directory.join(name).display().to_string();

@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use shardhost_proto::balance::balance_client::BalanceClient;
 use shardhost_proto::balance::drain_status::State;
 use shardhost_proto::balance::{DrainRequest, GetDrainRequest, UndrainRequest};
-use tonic::transport::Channel;
+use shardhost_security::channel::Channel;
 
 use super::TIMEOUT;
 use crate::target::{channel, said};

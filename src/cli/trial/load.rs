@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 use super::book::{Book, PartitionBook, SentMessage};
 use super::input::Input;
 use super::pace::Pace;
+use crate::security::security;
 
 /// Puts under way at any moment.
 const PUTS_IN_FLIGHT: usize = 1_024;
@@ -106,7 +107,12 @@ pub async fn connect(
     addresses: impl IntoIterator<Item = String>,
     resend: Resend,
 ) -> anyhow::Result<Client> {
-    let options = ClientOptions { deadline: TRY_FOR, resend, ..ClientOptions::default() };
+    let options = ClientOptions {
+        deadline: TRY_FOR,
+        resend,
+        security: security(),
+        ..ClientOptions::default()
+    };
     Client::connect(addresses, options).await.context("the client finds no host")
 }
 

@@ -16,13 +16,14 @@ use super::error::{Refusal, Subject};
 use super::name::Name;
 use super::record::{
     DrainFallback, IntentId, Label, Placement, PlannedMoves, PlannerMode, RecordKey,
-    ReplicaSettings, Revision,
+    ReplicaSettings, Revision, TokenDigest,
 };
 use super::{
     MAX_ADDRESS_BYTES, MAX_CAPABILITIES, MAX_COMMAND_BYTES, MAX_LABEL_BYTES, MAX_LABELS,
     MAX_MEMBERS, MAX_NODES, MAX_PASSED_MS, MAX_PREFERENCES, MAX_REPLACE_AFTER_MS, MAX_TEXT_BYTES,
     MAX_TIME_MS, MIN_REPLACE_AFTER_MS, SYSTEM_GROUP,
 };
+use shardhost_proto::grants::Grants;
 use shardhost_proto::shard_map::ShardMap;
 use shardhost_proto::version::ClusterVersion;
 
@@ -143,6 +144,13 @@ pub enum Operation {
     SetReplicas {
         replicas: ReplicaSettings,
     },
+    /// Creates a token. It is not changed afterwards: the same again changes nothing, other content under the
+    /// same id is refused. From [`TOKENS_KNOWN`](super::TOKENS_KNOWN) on.
+    PutToken(NewToken),
+    /// Removes a token, expired or not.
+    RemoveToken {
+        id: u64,
+    },
     /// So much time has passed for a drain, on a clock that never jumps: ends it if it has expired,
     /// and applies its fallback if its deadline has passed. Proposed by the leader of the system
     /// group.
@@ -199,6 +207,22 @@ pub struct NewDrain {
     pub fallback: DrainFallback,
     /// What to do about groups that only this node can lead.
     pub stranding: Stranding,
+}
+
+/// A token to be created. Its record is made at the time of the command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewToken {
+    /// Chosen at random, so that no two programs choose the same one.
+    pub id: u64,
+    /// For operators. Several tokens may have the same one.
+    pub name: Name,
+    /// At least one.
+    pub grants: Grants,
+    /// Of the secret, which the catalog does not know.
+    pub digest: TokenDigest,
+    /// From when on it admits no caller, in milliseconds since 1970: later than the command, at most
+    /// [`MAX_TIME_MS`]. `None`: it does not expire.
+    pub expires_ms: Option<u64>,
 }
 
 /// What a drain does when groups would be left without an eligible leader.
@@ -281,6 +305,8 @@ impl Operation {
             | Self::FinishDrain { node, .. }
             | Self::EndDrain { node, .. }
             | Self::PassTime { node, .. } => RecordKey::Drain(*node),
+            Self::PutToken(new) => RecordKey::Token(new.id),
+            Self::RemoveToken { id } => RecordKey::Token(*id),
             Self::Tick => return None,
         })
     }
@@ -327,8 +353,10 @@ impl Operation {
                 check_limit(Subject::Nodes, prepared.len(), MAX_NODES)
             }
             Self::BeginDrain(new) => check_text(Subject::Owner, &new.owner, 1, MAX_TEXT_BYTES),
+            Self::PutToken(new) => new.check(),
             Self::FinishDestroy { .. }
             | Self::RemoveNode { .. }
+            | Self::RemoveToken { .. }
             | Self::SetPlannerMode { .. }
             | Self::ExtendDrain { .. }
             | Self::FinishDrain { .. }
@@ -366,6 +394,15 @@ impl NewGroup {
         }
         check_requirement(&self.requirement)?;
         check_placement(&self.placement)
+    }
+}
+
+impl NewToken {
+    fn check(&self) -> Result<(), Refusal> {
+        if self.grants.is_empty() {
+            return Err(Refusal::Missing { subject: Subject::Grants });
+        }
+        Ok(())
     }
 }
 

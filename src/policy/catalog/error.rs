@@ -72,7 +72,7 @@ subjects! {
     Now = 16, "time of the command";
     /// When a drain is to be done.
     Deadline = 17, "deadline";
-    /// When a drain expires.
+    /// When a drain or a token expires.
     Expiry = 18, "expiry";
     /// Records that a query asks for.
     Page = 19, "limit of a page";
@@ -83,6 +83,12 @@ subjects! {
     RemovedNodes = 22, "number of removed nodes";
     /// The time after which a node that does not answer is replaced.
     ReplaceAfter = 23, "time after which a node is replaced";
+    /// The name of a token.
+    Token = 24, "token";
+    /// What a token allows.
+    Grants = 25, "grant";
+    /// The tokens of the catalog.
+    Tokens = 26, "number of tokens";
 }
 
 impl Subject {
@@ -310,6 +316,18 @@ pub enum Refusal {
         list(groups, *total)
     )]
     Stranded { node: NodeId, groups: Vec<StrandedGroup>, total: usize },
+    /// There is no such token. Look at the list, and correct the id.
+    #[error("the catalog has no token {token:016x}; it was removed, or never created")]
+    UnknownToken { token: u64 },
+    /// Another token has this id. Choose another id at random.
+    #[error(
+        "token {token:016x} exists since revision {made} with other content; choose another id"
+    )]
+    TokenExists {
+        token: u64,
+        /// The revision that created it.
+        made: Revision,
+    },
     /// Written by another version. Update this host, or wait until all hosts are.
     #[error("written by version {given}; this host knows version {known}")]
     UnknownVersion {
@@ -366,6 +384,8 @@ impl Refusal {
             Self::DrainOver { .. } => "DRAIN_OVER",
             Self::OtherShardMap { .. } => "OTHER_SHARD_MAP",
             Self::Stranded { .. } => "STRANDED",
+            Self::UnknownToken { .. } => "UNKNOWN_TOKEN",
+            Self::TokenExists { .. } => "TOKEN_EXISTS",
             Self::UnknownVersion { .. } => "UNKNOWN_VERSION",
             Self::Malformed { .. } => "MALFORMED",
             Self::Foreign { name, .. } => name,

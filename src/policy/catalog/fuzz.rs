@@ -12,6 +12,7 @@ use shardhost_storage::testing::fuzz::{Seed, Target, names_what_is_wrong};
 use shardhost_storage::{GroupId, LogIndex, LogPosition, NodeId, Requirement};
 
 use super::*;
+use shardhost_proto::grants::Grants;
 use shardhost_proto::shard_map::{KindShards, ShardMap};
 use shardhost_proto::version::ClusterVersion;
 
@@ -123,8 +124,7 @@ fn carried(machine: &CatalogMachine) -> CatalogMachine {
 }
 
 fn queries() -> Vec<Bytes> {
-    let kinds = [RecordKind::Settings, RecordKind::Node, RecordKind::Group, RecordKind::Ended];
-    let lists = kinds.map(|kind| Query::List { kind, after: None, limit: 50 });
+    let lists = RecordKind::ALL.map(|kind| Query::List { kind, after: None, limit: 50 });
     let changes = Query::Changes { since: Revision::new(0), limit: 50 };
     lists.iter().chain([&changes]).map(Query::encode).collect()
 }
@@ -188,7 +188,7 @@ fn commands() -> Vec<Command> {
     let requirement = Requirement::soft(["fifo"]).expect("names");
     let placement = Placement {
         preference: vec![Place::Node(node(2)), Place::Zone(name("east"))].into(),
-        pin: Some(node(1)),
+        pin: Some(node(2)),
         spread: Some(name("orders")),
     };
     let drain = NewDrain {
@@ -198,6 +198,13 @@ fn commands() -> Vec<Command> {
         expires_ms: NOW_MS + 2_000,
         fallback: DrainFallback::Proceed,
         stranding: Stranding::Accept,
+    };
+    let token = |id| NewToken {
+        id,
+        name: name("billing"),
+        grants: Grants::CLIENT,
+        digest: TokenDigest::new([7; TokenDigest::BYTES]),
+        expires_ms: Some(NOW_MS + 1_000),
     };
     let shards = KindShards { count: 4, first_group: group(1_000_000) };
     let operations = vec![
@@ -213,7 +220,7 @@ fn commands() -> Vec<Command> {
             group: group(7),
             config_index: LogIndex::new(5),
             nodes: [1, 2].map(node).into(),
-            founding: Some([1, 2, 3].map(node).into()),
+            founding: Some([1, 2].map(node).into()),
             generation: None,
         },
         Operation::DestroyGroup { group: group(8), generation: Some(0) },
@@ -222,7 +229,7 @@ fn commands() -> Vec<Command> {
         Operation::BeginDrain(drain),
         Operation::PassTime {
             node: node(3),
-            intent: IntentId::new(Revision::new(10)),
+            intent: IntentId::new(Revision::new(14)),
             passed_ms: 500,
         },
         Operation::Tick,
@@ -237,8 +244,11 @@ fn commands() -> Vec<Command> {
         },
         Operation::RaiseVersion {
             version: ClusterVersion::NEWEST,
-            prepared: [(node(1), 1)].into(),
+            prepared: [1, 2, 3].map(|number| (node(number), 100 + number)).into(),
         },
+        Operation::PutToken(token(u64::MAX)),
+        Operation::PutToken(NewToken { expires_ms: None, ..token(5) }),
+        Operation::RemoveToken { id: 5 },
     ];
     operations.into_iter().map(|operation| Command::new(NOW_MS, operation)).collect()
 }
@@ -254,10 +264,19 @@ fn command_seeds() -> Vec<Seed> {
     seeds.push(Seed::new("late", framed([&late.encode()[..]])));
     let founders = vec![1; 20_000];
     let create = wire::CreateGroup { kind: "queue".to_owned(), founders, ..Default::default() };
-    let operation = Some(wire::command::Operation::CreateGroup(create));
-    let many = wire::Command { now_ms: 0, expected: None, operation }.encode_to_vec();
-    seeds.push(Seed::new("many-founders", framed([&[&[1][..], &many].concat()[..]])));
+    let create = wire::command::Operation::CreateGroup(create);
+    seeds.push(Seed::new("many-founders", framed([&unchecked(create)[..]])));
+    let (name, digest) = ("billing".to_owned(), Bytes::from_static(&[7; 31]));
+    let put = wire::PutToken { token: 5, name, grants: u32::MAX, digest, expires_ms: Some(0) };
+    let put = wire::command::Operation::PutToken(put);
+    seeds.push(Seed::new("damaged-token", framed([&unchecked(put)[..]])));
     seeds
+}
+
+/// A command that is not what [`Command::encode`] writes.
+fn unchecked(operation: wire::command::Operation) -> Vec<u8> {
+    let message = wire::Command { now_ms: 0, expected: None, operation: Some(operation) };
+    [&[1][..], &message.encode_to_vec()].concat()
 }
 
 fn frames_of(snapshot: &[u8]) -> Vec<&[u8]> {
@@ -282,6 +301,10 @@ fn snapshot_seeds() -> Vec<Seed> {
     let empty = written(&[]);
     let some = written(&commands()[..8]);
     let all = written(&commands());
+    for kind in RecordKind::ALL {
+        let one = machine.catalog().view().records(kind, None).next();
+        assert!(one.is_some(), "no snapshot has a record of {kind:?}");
+    }
     let frames = frames_of(&all);
     let message = wire::SnapshotFrame { frame: None }.encode_to_vec();
     vec![

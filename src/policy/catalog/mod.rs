@@ -1,6 +1,6 @@
 //! The catalog: the intentions of the cluster. It is the state of the *system group*, a Raft group
 //! like any other: which groups there are, their initial members, their requirements, the nodes,
-//! and which of them are being drained.
+//! which of them are being drained, and the tokens of clients and operators.
 //!
 //! It holds intentions, not planner_inputs: hosts compare it with what they hold ([`reconcile`])
 //! and do what is missing. While it cannot be reached, nothing is created, destroyed or planned,
@@ -57,7 +57,7 @@ use shardhost_proto::version::ClusterVersion;
 use shardhost_proto::{catalog as wire, log};
 use shardhost_storage::GroupId;
 
-pub use self::command::{Command, NewDrain, NewGroup, NewNode, Operation, Stranding};
+pub use self::command::{Command, NewDrain, NewGroup, NewNode, NewToken, Operation, Stranding};
 pub use self::error::{MAX_NAMED_GROUPS, Refusal, StrandedCause, StrandedGroup, Subject};
 pub use self::feed::{Compacted, MAX_CHANGES};
 pub use self::machine::CatalogMachine;
@@ -70,7 +70,7 @@ pub use self::reconcile::{
 pub use self::record::{
     Advertisement, DrainFallback, DrainIntent, DrainState, EndedGroup, GroupRecord, GroupState,
     IntentId, Label, Members, NodeRecord, Place, Placement, PlannedMoves, PlannerMode, Record,
-    RecordKey, RecordKind, ReplicaSettings, Revision, Settings,
+    RecordKey, RecordKind, ReplicaSettings, Revision, Settings, Token, TokenDigest,
 };
 pub use self::reply::{Done, Effect, Reply, decode_reply, encode_reply};
 pub use self::snapshot::{SNAPSHOT_FORMAT, SnapshotError, read_snapshot, write_snapshot};
@@ -83,6 +83,8 @@ const VERSION: u8 = 1;
 
 /// From this version of the cluster on replicas are moved automatically.
 pub const REPLICAS_MOVED: ClusterVersion = ClusterVersion::new(2);
+/// From this version of the cluster on there are tokens.
+pub const TOKENS_KNOWN: ClusterVersion = ClusterVersion::new(3);
 
 /// The store of a node that was announced and never seen.
 pub const UNKNOWN_STORE: u64 = 0;
@@ -98,6 +100,8 @@ pub const MAX_ENDED: usize = 200_000;
 pub const MAX_NODES: usize = 1_024;
 /// Removed nodes that are remembered. Beyond, none is removed.
 pub const MAX_REMOVED_NODES: usize = 10_000;
+/// Tokens at most.
+pub const MAX_TOKENS: usize = 1_000;
 /// What the catalog holds altogether, as it counts it: about the bytes of memory.
 pub const MAX_CATALOG_BYTES: usize = 128 * 1024 * 1024;
 /// Members of a group at most.

@@ -22,7 +22,9 @@ impl Operation {
             | Self::SetRequirement { .. }
             | Self::DestroyGroup { .. }
             | Self::RemoveNode { .. }
-            | Self::RaiseVersion { .. } => Some(Grant::Admin),
+            | Self::RaiseVersion { .. }
+            | Self::PutToken(_)
+            | Self::RemoveToken { .. } => Some(Grant::Admin),
             Self::RecordMembers { .. }
             | Self::FinishDestroy { .. }
             | Self::PutNode(_)

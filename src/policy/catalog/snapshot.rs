@@ -22,7 +22,7 @@ use super::record::{Record, RecordKey, Revision};
 use super::state::Catalog;
 use super::view::View;
 use super::wire::snapshot_frame::Frame;
-use super::{MAX_ENDED, MAX_GROUPS, MAX_NODES, wire};
+use super::{MAX_ENDED, MAX_GROUPS, MAX_NODES, MAX_TOKENS, wire};
 
 /// The format that is written here, and the only one that is read.
 pub const SNAPSHOT_FORMAT: u8 = 1;
@@ -33,8 +33,8 @@ const FRAME_BYTES: usize = 64 * 1024;
 /// Longest frame that is read: a full one and the longest record.
 const MAX_FRAME_BYTES: u32 = 256 * 1024;
 const FRAME_CHANGES: usize = 4_096;
-/// Records at most: groups, their ends, nodes, their drains, and the settings.
-const MAX_RECORDS: usize = MAX_GROUPS + MAX_ENDED + 2 * MAX_NODES + 1;
+/// Records at most: groups, their ends, nodes, their drains, tokens, and the settings.
+const MAX_RECORDS: usize = MAX_GROUPS + MAX_ENDED + 2 * MAX_NODES + MAX_TOKENS + 1;
 
 /// A snapshot cannot be read. Nothing was changed. Ask for it again, or take another one.
 #[derive(Debug, thiserror::Error)]

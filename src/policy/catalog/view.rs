@@ -13,7 +13,7 @@ use shardhost_storage::{GroupId, NodeId};
 
 use super::record::{
     DrainIntent, EndedGroup, GroupRecord, NodeRecord, Record, RecordKey, RecordKind, Revision,
-    Settings,
+    Settings, Token,
 };
 
 /// What the catalog holds as of one revision.
@@ -25,6 +25,7 @@ pub struct View {
     groups: Arc<BTreeMap<GroupId, Arc<GroupRecord>>>,
     ended: Arc<BTreeMap<GroupId, EndedGroup>>,
     drains: BTreeMap<NodeId, Arc<DrainIntent>>,
+    tokens: Arc<BTreeMap<u64, Arc<Token>>>,
 }
 
 impl View {
@@ -58,6 +59,16 @@ impl View {
     pub const fn drains(&self) -> &BTreeMap<NodeId, Arc<DrainIntent>> {
         &self.drains
     }
+    /// The tokens, by id; expired ones, too.
+    #[must_use]
+    pub fn tokens(&self) -> &BTreeMap<u64, Arc<Token>> {
+        &self.tokens
+    }
+    /// The token of this id, expired or not.
+    #[must_use]
+    pub fn token(&self, id: u64) -> Option<&Token> {
+        self.tokens.get(&id).map(AsRef::as_ref)
+    }
 
     /// A record; `None` when there is none. The settings are always there.
     #[must_use]
@@ -68,6 +79,7 @@ impl View {
             RecordKey::Group(group) => self.groups.get(&group).cloned().map(Record::Group),
             RecordKey::Ended(group) => self.ended.get(&group).copied().map(Record::Ended),
             RecordKey::Drain(node) => self.drains.get(&node).cloned().map(Record::Drain),
+            RecordKey::Token(token) => self.tokens.get(&token).cloned().map(Record::Token),
         }
     }
 
@@ -98,6 +110,11 @@ impl View {
             RecordKind::Drain => {
                 Box::new(from_node(&self.drains, after).cloned().map(Record::Drain))
             }
+            RecordKind::Token => {
+                let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+                let tokens = self.tokens.range((start, Bound::Unbounded));
+                Box::new(tokens.map(|(_, token)| Record::Token(Arc::clone(token))))
+            }
         }
     }
 
@@ -123,6 +140,9 @@ impl View {
             Record::Drain(drain) => {
                 self.drains.insert(drain.node, drain);
             }
+            Record::Token(token) => {
+                Arc::make_mut(&mut self.tokens).insert(token.id, token);
+            }
         }
     }
 
@@ -141,6 +161,9 @@ impl View {
             }
             RecordKey::Drain(node) => {
                 self.drains.remove(&node);
+            }
+            RecordKey::Token(token) => {
+                Arc::make_mut(&mut self.tokens).remove(&token);
             }
         }
     }

@@ -240,7 +240,7 @@ impl<A: HttpBody<Data = Bytes> + Unpin> HttpBody for Answer<A> {
             && ended.as_mut().poll(cx).is_ready()
         {
             self.ended = None;
-            let status = Status::unauthenticated("the token was revoked, or expired");
+            let status = Status::cancelled("the token of the caller was removed, or expired");
             if let Some(record) = self.recorded.take() {
                 record.ends(status.code());
             }

@@ -20,6 +20,7 @@ use super::nodes::Layout;
 use super::screen::Screen;
 use crate::observe::Observer;
 use crate::output::number;
+use crate::security::security;
 
 /// Everything that a verification needs.
 pub struct Verification<'a> {
@@ -59,7 +60,8 @@ impl<'a> Verification<'a> {
         observer: &'a Observer,
         screen: &'a Screen,
     ) -> anyhow::Result<Self> {
-        let client = Client::connect(addresses, ClientOptions::default());
+        let options = ClientOptions { security: security(), ..ClientOptions::default() };
+        let client = Client::connect(addresses, options);
         let client = client.await.context("the client finds no host")?;
         let nodes = observer.nodes().filter_map(NodeId::new).collect();
         let leaders = observer.await_led(super::TIMEOUT).await?;

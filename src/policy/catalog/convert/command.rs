@@ -12,6 +12,7 @@ use super::super::record::{IntentId, Revision};
 use super::super::wire;
 use super::super::wire::command::Operation as Message;
 use super::record::{advertisement_to, capabilities_of, founding_from, members_to};
+use super::token::{new_token_from, new_token_to};
 use super::{
     fallback_from, fallback_to, labels_from, labels_to, map_from, map_to, mode_from, mode_to,
     moves_from, moves_to, node_from, nodes_from, nodes_to, optional_name_from, optional_name_to,
@@ -103,6 +104,8 @@ fn operation_to(operation: &Operation) -> Message {
             let (version, prepared) = (version.get(), prepared.iter().map(one).collect());
             Message::RaiseVersion(wire::RaiseVersion { version, prepared })
         }
+        Operation::PutToken(new) => Message::PutToken(new_token_to(new)),
+        Operation::RemoveToken { id } => Message::RemoveToken(wire::RemoveToken { token: *id }),
         Operation::Tick => Message::Tick(wire::Tick::default()),
         Operation::PassTime { node, intent, passed_ms } => {
             let (node, intent) = (node.get(), intent.begun().get());
@@ -182,6 +185,8 @@ fn operation_from(message: Message) -> Result<Operation, Refusal> {
             version: ClusterVersion::new(message.version),
             prepared: prepared_from(&message.prepared)?,
         },
+        Message::PutToken(message) => Operation::PutToken(new_token_from(&message)?),
+        Message::RemoveToken(message) => Operation::RemoveToken { id: message.token },
         Message::Tick(wire::Tick { passed_ms: None, .. }) => Operation::Tick,
         Message::Tick(wire::Tick { passed_ms: Some(passed_ms), node, intent }) => {
             let (node, intent) = (node_from(node)?, intent_of(intent));

@@ -5,6 +5,7 @@ mod command;
 mod record;
 mod reply;
 mod shard_map;
+mod token;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -87,7 +88,18 @@ same_enum!(
 same_enum!(fallback_to, fallback_from, DrainFallback, "fallback of a drain", GiveUp, Proceed);
 same_enum!(stranding_to, stranding_from, Stranding, "stranding", Refuse, Accept);
 same_enum!(cause_to, cause_from, StrandedCause, "cause", NoMember, NotCapable, Draining, NotLive);
-same_enum!(kind_to, kind_from, RecordKind, "kind of record", Settings, Node, Group, Ended, Drain);
+same_enum!(
+    kind_to,
+    kind_from,
+    RecordKind,
+    "kind of record",
+    Settings,
+    Node,
+    Group,
+    Ended,
+    Drain,
+    Token
+);
 
 /// A part that every message of its kind has.
 pub(super) fn present<T>(part: Option<T>, what: impl fmt::Display) -> Result<T, Refusal> {

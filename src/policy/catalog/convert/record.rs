@@ -14,6 +14,7 @@ use super::super::record::{
 };
 use super::super::wire;
 use super::super::wire::record::Record as Message;
+use super::token::{token_of, token_to};
 use super::{
     drain_state_from, drain_state_to, fallback_from, fallback_to, group_state_from, group_state_to,
     labels_from, labels_to, map_from, map_to, mode_from, mode_to, moves_from, moves_to, names_from,
@@ -30,6 +31,7 @@ pub(in super::super) fn record_to_message(record: &Record) -> wire::Record {
         Record::Group(group) => Message::Group(group_to(group)),
         Record::Ended(ended) => Message::Ended(ended_to(ended)),
         Record::Drain(drain) => Message::Drain(drain_to(drain)),
+        Record::Token(token) => Message::Token(token_to(token)),
     };
     wire::Record { record: Some(message) }
 }
@@ -42,6 +44,7 @@ pub(in super::super) fn record_from_message(message: wire::Record) -> Result<Rec
         Message::Group(message) => Record::Group(Arc::new(group_of(message)?)),
         Message::Ended(message) => Record::Ended(ended_of(&message)),
         Message::Drain(message) => Record::Drain(Arc::new(drain_of(message)?)),
+        Message::Token(message) => Record::Token(Arc::new(token_of(&message)?)),
     })
 }
 

@@ -208,6 +208,8 @@ refusals! {
     "DRAIN_OVER" DrainOver { node: node, state: actual };
     "OTHER_SHARD_MAP" OtherShardMap { cluster: shard_map };
     "STRANDED" Stranded { node: node, groups: stranded, total: actual };
+    "UNKNOWN_TOKEN" UnknownToken { token: given };
+    "TOKEN_EXISTS" TokenExists { token: given, made: actual };
     "UNKNOWN_VERSION" UnknownVersion { given: given, known: actual };
     "MALFORMED" Malformed { detail: text };
 }

@@ -1,4 +1,4 @@
-//! What the catalog holds: settings, nodes, groups and drains, each with its revision.
+//! What the catalog holds: settings, nodes, groups, drains and tokens, each with its revision.
 //!
 //! Plain data. Which changes are allowed is known in `state`, how it is written down in `convert`.
 
@@ -6,16 +6,21 @@ mod drain;
 mod group;
 mod node;
 mod settings;
+mod token;
 
 use std::fmt;
 use std::sync::Arc;
 
+use shardhost_proto::version::ClusterVersion;
 use shardhost_storage::{GroupId, NodeId};
+
+use super::TOKENS_KNOWN;
 
 pub use self::drain::{DrainFallback, DrainIntent, DrainState};
 pub use self::group::{EndedGroup, GroupRecord, GroupState, Label, Members, Place, Placement};
 pub use self::node::{Advertisement, NodeRecord};
 pub use self::settings::{PlannedMoves, PlannerMode, ReplicaSettings, Settings};
+pub use self::token::{Token, TokenDigest};
 
 /// A number in the history of the catalog. Every change of a record takes the next one. Zero:
 /// before the first; as an expectation, that there is no such record.
@@ -80,6 +85,7 @@ pub enum Record {
     Ended(EndedGroup),
     /// The drain of a node.
     Drain(Arc<DrainIntent>),
+    Token(Arc<Token>),
 }
 
 /// Which record.
@@ -92,6 +98,8 @@ pub enum RecordKey {
     Ended(GroupId),
     /// The drain of a node.
     Drain(NodeId),
+    /// The token of this id.
+    Token(u64),
 }
 
 /// Kinds of record, in the order in which they are listed in a snapshot.
@@ -103,11 +111,26 @@ pub enum RecordKind {
     /// Groups that are gone, by id.
     Ended,
     Drain,
+    /// Tokens, by id. From [`TOKENS_KNOWN`] on.
+    Token,
 }
 
 impl RecordKind {
     /// All of them, in order.
-    pub const ALL: [Self; 5] = [Self::Settings, Self::Node, Self::Group, Self::Ended, Self::Drain];
+    pub const ALL: [Self; 6] =
+        [Self::Settings, Self::Node, Self::Group, Self::Ended, Self::Drain, Self::Token];
+
+    /// The version of the cluster from which on there are records of this kind. At an earlier one a node may run
+    /// a program that refuses to list them.
+    #[must_use]
+    pub const fn since(self) -> ClusterVersion {
+        match self {
+            Self::Settings | Self::Node | Self::Group | Self::Ended | Self::Drain => {
+                ClusterVersion::FIRST
+            }
+            Self::Token => TOKENS_KNOWN,
+        }
+    }
 }
 
 impl RecordKey {
@@ -120,6 +143,7 @@ impl RecordKey {
             Self::Group(_) => RecordKind::Group,
             Self::Ended(_) => RecordKind::Ended,
             Self::Drain(_) => RecordKind::Drain,
+            Self::Token(_) => RecordKind::Token,
         }
     }
     /// The number of the record among those of its kind; 0 for the settings.
@@ -129,6 +153,7 @@ impl RecordKey {
             Self::Settings => 0,
             Self::Node(node) | Self::Drain(node) => node.get(),
             Self::Group(group) | Self::Ended(group) => group.get(),
+            Self::Token(token) => token,
         }
     }
     /// From kind and number; `None` when there can be no such record.
@@ -140,6 +165,7 @@ impl RecordKey {
             RecordKind::Group => Some(Self::Group(GroupId::new(id))),
             RecordKind::Ended => Some(Self::Ended(GroupId::new(id))),
             RecordKind::Drain => NodeId::new(id).map(Self::Drain),
+            RecordKind::Token => Some(Self::Token(id)),
         }
     }
 }
@@ -152,6 +178,7 @@ impl fmt::Display for RecordKey {
             Self::Group(group) => write!(f, "group {group}"),
             Self::Ended(group) => write!(f, "the end of group {group}"),
             Self::Drain(node) => write!(f, "the drain of node {node}"),
+            Self::Token(token) => write!(f, "token {token:016x}"),
         }
     }
 }
@@ -166,6 +193,7 @@ impl Record {
             Self::Group(group) => RecordKey::Group(group.id),
             Self::Ended(ended) => RecordKey::Ended(ended.id),
             Self::Drain(drain) => RecordKey::Drain(drain.node),
+            Self::Token(token) => RecordKey::Token(token.id),
         }
     }
 
@@ -178,6 +206,7 @@ impl Record {
             Self::Group(group) => group.revision,
             Self::Ended(ended) => ended.revision,
             Self::Drain(drain) => drain.revision,
+            Self::Token(token) => token.revision,
         }
     }
 
@@ -188,6 +217,7 @@ impl Record {
             Self::Group(group) => Arc::make_mut(group).revision = revision,
             Self::Ended(ended) => ended.revision = revision,
             Self::Drain(drain) => Arc::make_mut(drain).revision = revision,
+            Self::Token(token) => Arc::make_mut(token).revision = revision,
         }
     }
 }

@@ -14,6 +14,7 @@ mod drains;
 mod groups;
 mod nodes;
 mod shard_map;
+mod tokens;
 mod version;
 mod weight;
 
@@ -103,6 +104,8 @@ impl Catalog {
             Operation::FoundShardMap { map } => self.found_shard_map(map),
             Operation::SetReplicas { replicas } => self.set_replicas(*replicas),
             Operation::RaiseVersion { version, prepared } => self.raise_version(*version, prepared),
+            Operation::PutToken(new) => self.put_token(new, now_ms),
+            Operation::RemoveToken { id } => self.remove_token(*id),
             Operation::PassTime { node, intent, passed_ms } => {
                 self.pass_time(*node, *intent, *passed_ms)
             }

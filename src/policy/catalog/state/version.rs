@@ -39,13 +39,17 @@ impl Catalog {
     }
 
     pub(super) fn set_replicas(&mut self, replicas: ReplicaSettings) -> Reply {
-        let settings = self.view.settings();
-        let (needed, present) = (REPLICAS_MOVED, settings.cluster_version);
+        self.check_version(REPLICAS_MOVED)?;
+        let settings = Settings { replicas: Some(replicas), ..self.view.settings().clone() };
+        self.store(Record::Settings(Arc::new(settings)))
+    }
+
+    pub(super) fn check_version(&self, needed: ClusterVersion) -> Result<(), Refusal> {
+        let present = self.view.settings().cluster_version;
         if present < needed {
             return Err(Refusal::NeedsVersion { needed, present });
         }
-        let settings = Settings { replicas: Some(replicas), ..settings.clone() };
-        self.store(Record::Settings(Arc::new(settings)))
+        Ok(())
     }
 
     pub(super) fn remembers_removals(&self) -> bool {

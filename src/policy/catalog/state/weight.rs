@@ -17,6 +17,7 @@ pub(super) fn of(record: &Record) -> usize {
             Record::Group(group) => group_bytes(group),
             Record::Ended(_) => 0,
             Record::Drain(drain) => drain.owner.len(),
+            Record::Token(token) => name_bytes(&token.name),
         }
 }
 

@@ -9,6 +9,7 @@ mod random;
 mod reconcile;
 mod shard_map;
 mod snapshot;
+mod tokens;
 mod version;
 
 use std::collections::{BTreeMap, BTreeSet};

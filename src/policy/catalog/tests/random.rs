@@ -9,6 +9,7 @@ use shardhost_storage::{LogIndex, LogPosition};
 use shardhost_testing::state_machine::Check;
 
 use super::*;
+use shardhost_proto::grants::Grants;
 use shardhost_proto::shard_map::{KindShards, ShardMap};
 use shardhost_proto::version::ClusterVersion;
 
@@ -134,9 +135,24 @@ fn on_settings() -> impl Strategy<Value = Operation> {
     ]
 }
 
+fn on_tokens() -> impl Strategy<Value = Operation> {
+    let id = || prop_oneof![0..4u64, Just(u64::MAX)];
+    let grants = (0..4u32).prop_map(|bits| Grants::from_bits(bits).unwrap());
+    let new = (id(), "[ab]", grants, 0..2u8, proptest::option::of(0..90u64));
+    prop_oneof![
+        3 => new.prop_map(|(id, text, grants, byte, later)| {
+            let digest = TokenDigest::new([byte; TokenDigest::BYTES]);
+            let expires_ms = later.map(|later| NOW + later);
+            Operation::PutToken(NewToken { id, name: name(&text), grants, digest, expires_ms })
+        }),
+        1 => id().prop_map(|id| Operation::RemoveToken { id }),
+    ]
+}
+
 fn command() -> impl Strategy<Value = Command> {
-    let operation =
-        prop_oneof![4 => on_groups(), 4 => on_nodes(), 3 => on_drains(), 1 => on_settings()];
+    let operation = prop_oneof![
+        4 => on_groups(), 4 => on_nodes(), 3 => on_drains(), 1 => on_settings(), 2 => on_tokens(),
+    ];
     let expected = proptest::option::weighted(0.1, (0..20u64).prop_map(revision));
     (0..60u64, expected, operation).prop_map(|(later, expected, operation)| Command {
         now_ms: NOW + later,
@@ -145,8 +161,18 @@ fn command() -> impl Strategy<Value = Command> {
     })
 }
 
+/// While there is no node, none is unprepared.
+fn raise_first(version: ClusterVersion) -> Command {
+    Command::new(NOW, Operation::RaiseVersion { version, prepared: BTreeMap::new() })
+}
+
 fn commands() -> impl Strategy<Value = Vec<Command>> {
-    proptest::collection::vec(command(), 1..150)
+    let version = (1..=ClusterVersion::NEWEST.get()).prop_map(ClusterVersion::new);
+    let commands = proptest::collection::vec(command(), 1..150);
+    (version, commands).prop_map(|(version, mut commands)| {
+        commands.insert(0, raise_first(version));
+        commands
+    })
 }
 
 fn written(catalog: &Catalog) -> Vec<u8> {
@@ -327,18 +353,24 @@ proptest! {
 
 #[test]
 fn the_machine_keeps_its_side_of_the_contract() {
-    let mut commands: Vec<Command> =
-        (1..=3).map(|number| Command::new(NOW, Operation::PutNode(new_node(number)))).collect();
+    let mut commands = vec![raise_first(ClusterVersion::NEWEST)];
+    commands.extend((1..=3).map(|number| Command::new(NOW, Operation::PutNode(new_node(number)))));
     for number in 0..30 {
         let new = new_group(number % 9, &[1 + number % 3, 2]);
         commands.push(Command::new(NOW, Operation::CreateGroup(new)));
         let group = group(number % 5);
         commands.push(Command::new(NOW, Operation::DestroyGroup { group, generation: None }));
         commands.push(Command::new(NOW, Operation::FinishDestroy { group }));
+        let digest = TokenDigest::new([1; TokenDigest::BYTES]);
+        let (id, name, grants) = (number % 7, name("billing"), Grants::CLIENT);
+        let new = NewToken { id, name, grants, digest, expires_ms: None };
+        commands.push(Command::new(NOW, Operation::PutToken(new)));
+        commands.push(Command::new(NOW, Operation::RemoveToken { id: number % 3 }));
     }
     let queries = [
         Query::List { kind: RecordKind::Group, after: None, limit: 5 },
         Query::List { kind: RecordKind::Ended, after: None, limit: 0 },
+        Query::List { kind: RecordKind::Token, after: None, limit: 5 },
         Query::Changes { since: revision(0), limit: 0 },
         Query::Get(RecordKey::Settings),
     ];
