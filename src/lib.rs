@@ -48,4 +48,5 @@ pub use shardhost_groups::{
 pub use shardhost_groups::{leadership, leadership::GroupSelector};
 pub use shardhost_policy as policy;
 pub use shardhost_proto as proto;
+pub use shardhost_security as security;
 pub use shardhost_storage as storage;

@@ -12,6 +12,7 @@ mod cli {
     mod recorded;
     mod replicas;
     mod requirements;
+    mod security;
     mod servers;
     mod shard_map;
     mod versions;
@@ -171,13 +172,18 @@ async fn a_kept_cluster_goes_on_and_says_how_to_stop_it() {
     let ids: Vec<u32> = ids.split(' ').map(|id| id.parse().unwrap()).collect();
     let status = run(&["status", "--at", &at, "--json"]).await.json();
     let found = run(&["table", "get", "word 7", "--at", &at]).await;
+    let remove = after("node remove ");
+    let lost = remove.split(' ').next().unwrap();
+    let removed = run(&["node", "remove", lost, "--at", &at]).await;
     for id in &ids {
         cli::process::signal(*id, rustix::process::Signal::TERM);
     }
     for id in ids {
         await_gone(id).await;
     }
-    assert_eq!(status["nodes"].as_array().unwrap().len(), 4, "{status}");
+    let (answer, lost) = (status["nodes"].as_array(), status["no_answer"].as_array());
+    assert_eq!((answer.unwrap().len(), lost.unwrap().len()), (3, 1), "{status}");
+    assert_eq!(removed.code, 0, "{removed:?}");
     assert!(found.stdout.starts_with("8:"), "{found:?}");
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use serde_json::{Value, json};
+use shardhost::wall_clock::now_ms;
 use shardhost_proto::admin::{
     GroupCount, HostStatus, PeerStatus, PolicyMetrics, ShrunkGroup, Stalled,
 };
@@ -106,6 +107,7 @@ fn findings<'a>(
     found.extend(each(impairments));
     found.extend(each(unrecovered));
     found.extend(each(clocks));
+    found.extend(each(certificates));
     found.extend(each(leaderless));
     found.extend(each(missing));
     found.extend(short(&nodes, &answering));
@@ -135,6 +137,32 @@ fn unrecovered(status: &HostStatus) -> Vec<String> {
         format!("node {}: the state is damaged and not recovered: {why}", status.node)
     };
     status.unrecovered.iter().map(one).collect()
+}
+
+/// A certificate that is valid for less is a problem.
+const CERTIFICATE_ENDS_SOON: Duration = Duration::from_secs(14 * 24 * 60 * 60);
+
+/// How long the certificate of a node is valid still; `None`: it has none.
+fn certificate_left(status: &HostStatus) -> Option<Duration> {
+    let ends = Some(status.certificate_ends_ms).filter(|ends| *ends > 0)?;
+    Some(Duration::from_millis(ends.saturating_sub(now_ms())))
+}
+
+fn days(duration: Duration) -> u64 {
+    duration.as_secs() / (24 * 60 * 60)
+}
+
+/// A certificate that ends soon.
+fn certificates(status: &HostStatus) -> Vec<String> {
+    let left = certificate_left(status).filter(|left| *left < CERTIFICATE_ENDS_SOON);
+    let said = left.map(|left| {
+        format!(
+            "node {}: its certificate ends in {} days; without another one, no other node connects to it then",
+            status.node,
+            days(left)
+        )
+    });
+    said.into_iter().collect()
 }
 
 /// How the wall clock of a node disagrees with those of others.
@@ -408,6 +436,7 @@ fn node_json(node: &Node) -> Value {
         "version": status.version,
         "incarnation": status.incarnation,
         "uptime_ms": status.uptime_ms,
+        "certificate_days": certificate_left(status).map(days),
         "groups": status.groups,
         "leaders": status.leaders,
         "caretakers": status.caretakers,

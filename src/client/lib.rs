@@ -46,6 +46,8 @@ use shardhost_proto::ids::{GroupId, LogIndex, NodeId};
 use shardhost_proto::limits::wait_of;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+pub use shardhost_security as security;
+
 pub use self::error::ClientError;
 pub use self::options::{ClientOptions, Resend};
 pub use self::queue::{QueueClient, Received};

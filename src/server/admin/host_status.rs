@@ -1,12 +1,13 @@
 //! What a host says of itself and of all its replicas together.
 
 use std::collections::{BTreeSet, HashMap};
-use std::time::Instant;
+use std::time::{Instant, UNIX_EPOCH};
 
 use shardhost::transport::TransportStats;
 use shardhost_groups::latency::LatencySnapshot;
 use shardhost_groups::{Group, NodeId, Role};
 use shardhost_proto::admin as wire;
+use shardhost_security::Credentials;
 
 use super::metrics::policy_metrics;
 use super::shown::{
@@ -71,6 +72,7 @@ impl AdminService {
             founding_waits_for: self.host.founding_waits_for().unwrap_or_default(),
             leaderless: Some(leaderless(&statuses)),
             impaired: impairment(&self.host),
+            certificate_ends_ms: self.certificate_ends_ms(),
             clock: clock.map(|alarm| alarm.to_string()).unwrap_or_default(),
             stalled: stalled(&statuses),
             short: short_voters(&statuses, &live),
@@ -80,6 +82,13 @@ impl AdminService {
             catalog_known: view.is_some(),
             unrecovered: self.unrecovered(),
         }
+    }
+
+    /// When the certificate of the node ends, in Unix milliseconds; 0: it has none.
+    fn certificate_ends_ms(&self) -> u64 {
+        let facts = self.host.config().credentials.as_ref().and_then(Credentials::facts);
+        let ends = facts.and_then(|facts| facts.not_after.duration_since(UNIX_EPOCH).ok());
+        ends.map_or(0, |ends| u64::try_from(ends.as_millis()).unwrap_or(u64::MAX))
     }
 
     /// What was acknowledged over the last seconds, and how many seconds those are.
