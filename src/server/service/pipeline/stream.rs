@@ -338,7 +338,8 @@ mod tests {
     fn stream(budget: &Arc<ClientBudget>) -> (Stream, Arc<Mutex<Arrival>>) {
         let (place, arrival) = (budget.stream(Some(1)).unwrap(), Arc::default());
         let lookup = Arc::new(Nothing);
-        let stream = Stream::new(lookup, Arc::clone(budget), place, Arc::clone(&arrival));
+        let stream =
+            Stream::new(lookup, Arc::clone(budget), place, Arc::clone(&arrival), Caller::Unchecked);
         (stream, arrival)
     }
 
