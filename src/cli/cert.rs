@@ -22,7 +22,7 @@ const MAX_DAYS: i64 = 36_500;
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Make the authority of a cluster: ca.pem, which every node and user gets, and ca.key, which signs for
-    /// them. Whoever has ca.key can be any node and any user: keep it away from the nodes.
+    /// them. Who has ca.key can be any node and any user: keep it away from the nodes.
     Ca {
         /// Name of the cluster.
         #[arg(long, default_value = "shardhost")]

@@ -1,4 +1,4 @@
-//! How this process reaches nodes: over TLS or not, and as whom. Equal for all connections of a process.
+//! How this process reaches nodes: over TLS or not, and as which user. Equal for all connections of a process.
 
 use std::path::PathBuf;
 use std::sync::OnceLock;

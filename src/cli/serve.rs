@@ -137,7 +137,7 @@ pub struct ServeArguments {
     /// every founder that is there; those left out are removed from their groups and added again.
     #[arg(long, value_name = "NODES", value_delimiter = ',')]
     bootstrap_without: Vec<u64>,
-    /// Listen without TLS where other machines reach this node. Whoever reaches it may do everything: only
+    /// Listen without TLS where other machines reach this node. All who reach it may do everything: only
     /// where every machine is trusted.
     #[arg(long)]
     insecure: bool,

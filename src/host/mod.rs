@@ -83,7 +83,7 @@ pub struct HostConfig {
     /// again; a data directory that was prepared for a later one is refused.
     pub newest_version: ClusterVersion,
     /// Certificates for TLS, with which peers, clients and operators are recognized. `None`: without TLS,
-    /// whoever reaches the listener may do everything.
+    /// all who reach the listener may do everything.
     pub credentials: Option<Credentials>,
     /// Bounds of the connections that the listener holds open.
     pub connections: ConnectionLimits,

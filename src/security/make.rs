@@ -1,6 +1,6 @@
 //! Makes certificates for a test or a small cluster: an authority of its own, and what it signs.
 //!
-//! Keys are ECDSA on P-256. Whoever holds the key of the authority can be any node and any user: keep it
+//! Keys are ECDSA on P-256. Who holds the key of the authority can be any node and any user: keep it
 //! away from the nodes.
 
 use std::fmt;

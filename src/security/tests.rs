@@ -68,7 +68,7 @@ impl Office {
     }
 }
 
-/// What both sides saw of a connection: whom the listener accepted, and how the other side fared.
+/// What both sides saw of a connection: who was accepted, and how the other side fared.
 struct Met {
     accepted: Result<Caller, String>,
     connected: Result<(), String>,

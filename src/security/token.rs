@@ -10,7 +10,7 @@ use ring::digest::{SHA256, digest};
 const PREFIX: &str = "shardhost-";
 const SECRET_BYTES: usize = 32;
 
-/// A token as it is handed out. Whoever has it is the user: it is shown once, when it is made.
+/// A token as it is handed out. Its holder is the user: it is shown once, when it is made.
 #[derive(Clone, PartialEq, Eq)]
 pub struct TokenText {
     id: u64,

@@ -143,7 +143,7 @@ pub struct ServerConfig {
     /// MiB that requests and answers of all clients may take together.
     #[serde(default = "default_client_memory_mib")]
     pub client_memory_mib: usize,
-    /// Certificates. Without them there is no TLS, and whoever reaches the listener may do everything.
+    /// Certificates. Without them there is no TLS, and all who reach the listener may do everything.
     #[serde(default)]
     pub tls: Option<TlsSettings>,
     /// Whether a node without TLS may listen where other machines reach it.

@@ -114,7 +114,7 @@ impl ServerConfig {
         self.validate_listener()
     }
 
-    /// Whoever reaches a listener without TLS may do everything.
+    /// All who reach a listener without TLS may do everything.
     fn validate_listener(&self) -> Result<(), ConfigError> {
         if self.tls.is_some() && self.insecure {
             let message = "a node with TLS is not insecure; leave one of them out";
