@@ -1,10 +1,10 @@
 //! How this process reaches nodes: over TLS or not, and as which user. Equal for all connections of a process.
 
 use std::path::PathBuf;
-use std::sync::OnceLock;
 
 use anyhow::Context;
 use clap::Args;
+use parking_lot::RwLock;
 use shardhost_security::channel::{Security, Token};
 use shardhost_security::{Credentials, TlsFiles};
 use shardhost_server::config::TlsSettings;
@@ -14,7 +14,7 @@ use super::ended::senseless;
 /// Longest file with a token, in bytes.
 const MAX_TOKEN_BYTES: usize = 1_024;
 
-static SECURITY: OnceLock<Security> = OnceLock::new();
+static SECURITY: RwLock<Option<Security>> = RwLock::new(None);
 
 /// Certificates, in PEM, and the token.
 #[derive(Clone, Debug, Default, Args)]
@@ -66,7 +66,7 @@ impl SecurityArguments {
         }
     }
 
-    /// How nodes are reached from now on. Call it once.
+    /// How nodes are reached from now on.
     ///
     /// # Errors
     /// The certificates or the token cannot be used.
@@ -92,13 +92,12 @@ fn read_token(path: &PathBuf) -> anyhow::Result<Token> {
     })
 }
 
-/// How nodes are reached from now on. What was said first stays.
+/// How nodes are reached from now on.
 pub fn use_security(security: Security) {
-    // A process is one user.
-    let _first = SECURITY.get_or_init(|| security);
+    *SECURITY.write() = Some(security);
 }
 
 /// How nodes are reached.
 pub fn security() -> Security {
-    SECURITY.get().cloned().unwrap_or_default()
+    SECURITY.read().clone().unwrap_or_default()
 }

@@ -122,9 +122,10 @@ async fn keep(nodes: Nodes, directory: tempfile::TempDir, json: bool) -> anyhow:
     if ids.is_empty() {
         bail!("no host runs");
     }
+    let environment = nodes.environment();
     let (ids, path) = (ids.join(" "), directory.path().display().to_string());
     let mut text = format!(
-        "\nthe cluster continues\n  look at it:  shardhost status --at {at}\n  stop it:     kill \
+        "\nthe cluster continues\n  be its user: export {environment}\n  look at it:  shardhost status --at {at}\n  stop it:     kill \
          {ids}\n  its data:    {path}, to be removed afterwards"
     );
     if let Some(node) = lost.next() {

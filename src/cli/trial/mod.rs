@@ -16,6 +16,7 @@
 
 pub mod balance;
 pub mod book;
+pub mod certificates;
 pub mod drain;
 pub mod findings;
 pub mod input;

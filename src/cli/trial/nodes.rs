@@ -13,6 +13,8 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::TcpSocket;
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
+use super::certificates::{CLUSTER, Certificates};
+use crate::security::use_security;
 use crate::supervised::{Order, Report};
 
 /// How long a host may take for a step of its start.
@@ -78,6 +80,8 @@ struct Node {
 pub struct Nodes {
     layout: Layout,
     directory: PathBuf,
+    /// Made with the first host.
+    certificates: Option<Certificates>,
     running: BTreeMap<u64, Node>,
     /// Of all nodes, running or not.
     addresses: BTreeMap<u64, String>,
@@ -90,12 +94,17 @@ impl Nodes {
     /// No process yet.
     pub fn new(layout: Layout, directory: &Path) -> Self {
         let (running, addresses, reserved) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
-        Self { layout, directory: directory.to_path_buf(), running, addresses, reserved }
+        let directory = directory.to_path_buf();
+        Self { layout, directory, certificates: None, running, addresses, reserved }
     }
 
     /// Starts the first hosts: each binds a free port, then all get the addresses of each other,
     /// and of the later ones.
     pub async fn start(&mut self) -> anyhow::Result<()> {
+        let (directory, layout) = (self.directory.join("certificates"), self.layout);
+        let certificates = Certificates::make(directory, 1..=layout.nodes + layout.joining)?;
+        use_security(certificates.security()?);
+        self.certificates = Some(certificates);
         for number in 1..=self.layout.nodes {
             let node = self.spawn(number, "127.0.0.1:0").await?;
             self.addresses.insert(number, node.address.clone());
@@ -204,6 +213,11 @@ impl Nodes {
         Ok(())
     }
 
+    /// What stands before the commands of a user of these hosts.
+    pub fn environment(&self) -> String {
+        self.certificates.as_ref().map(Certificates::environment).unwrap_or_default()
+    }
+
     fn start_order(&self) -> Order {
         let nodes = self.addresses.iter();
         Order::Start { nodes: nodes.map(|(node, at)| (node.to_string(), at.clone())).collect() }
@@ -214,12 +228,13 @@ impl Nodes {
         let errors = File::options().create(true).append(true).open(&log);
         let errors = errors.with_context(|| format!("cannot write {}", log.display()))?;
         let mut child = Command::new(std::env::current_exe().context("cannot find this program")?)
-            .args(["serve", "--supervised", "--cluster", "trial", "--listen", listen])
+            .args(["serve", "--supervised", "--cluster", CLUSTER, "--listen", listen])
             .args(["--node", &number.to_string()])
             .args(["--tables", &self.layout.tables.to_string()])
             .args(["--queues", &self.layout.queues.to_string()])
             .args(["--voters", &self.layout.voters()])
             .args(self.layout.capabilities(number))
+            .args(self.certificates.iter().flat_map(|all| all.arguments(number)))
             // All of it lasts seconds: there is no time for a planner's warm-up, or for groups to
             // rest.
             .args(["--planner-warm-up", "1", "--planner-rest", "1"])
