@@ -170,11 +170,26 @@ async fn a_kept_cluster_goes_on_and_says_how_to_stop_it() {
     };
     let (at, ids) = (after("shardhost status --at"), after("kill "));
     let ids: Vec<u32> = ids.split(' ').map(|id| id.parse().unwrap()).collect();
-    let status = run(&["status", "--at", &at, "--json"]).await.json();
-    let found = run(&["table", "get", "word 7", "--at", &at]).await;
+    let plain = run(&["status", "--at", &at]).await;
+    assert!(plain.code == 1 && plain.stderr.contains("TLS"), "{plain:?}");
+    // As flags, in place of the environment that it prints.
+    let user = after("export ");
+    let user: Vec<String> =
+        user.split(' ').map(|pair| pair.replacen("SHARDHOST_TLS_", "--tls-", 1)).collect();
+    let user: Vec<String> = user
+        .iter()
+        .map(|pair| pair.split_once('=').unwrap())
+        .map(|(flag, file)| format!("{}={file}", flag.to_lowercase()))
+        .collect();
+    let as_user = async |arguments: &[&str]| {
+        let user: Vec<&str> = user.iter().map(String::as_str).collect();
+        run(&[arguments, &["--at", &at], &user].concat()).await
+    };
+    let status = as_user(&["status", "--json"]).await.json();
+    let found = as_user(&["table", "get", "word 7"]).await;
     let remove = after("node remove ");
     let lost = remove.split(' ').next().unwrap();
-    let removed = run(&["node", "remove", lost, "--at", &at]).await;
+    let removed = as_user(&["node", "remove", lost]).await;
     for id in &ids {
         cli::process::signal(*id, rustix::process::Signal::TERM);
     }
