@@ -87,6 +87,9 @@ pub struct WriteArguments {
     pub threads: Threads,
     #[command(flatten)]
     pub output: Output,
+    /// Send everything over TLS.
+    #[arg(long)]
+    pub tls: bool,
     /// Draw the distribution of latencies into this file (SVG).
     #[arg(long)]
     pub chart: Option<PathBuf>,
@@ -105,6 +108,7 @@ impl Default for WriteArguments {
             nodes: 3,
             threads: Threads::default(),
             output: Output::default(),
+            tls: false,
             chart: None,
         }
     }

@@ -10,6 +10,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::arguments::WriteArguments;
+use super::certificates;
 use super::nodes::{Layout, Measured, Nodes, Usage};
 use super::process::cpu_time;
 use super::report;
@@ -23,7 +24,11 @@ pub async fn run(arguments: &WriteArguments) -> anyhow::Result<()> {
     let limit = Duration::from_secs(arguments.seconds + 120);
     let (mut nodes, addresses) = Nodes::start_servers(&layout, data.path(), |_| {}).await?;
     nodes.spread(limit).await?;
-    let client = Client::connect(addresses, ClientOptions::default()).await?;
+    let mut options = ClientOptions::default();
+    if arguments.tls {
+        options.security = certificates::of_client(&Nodes::certificates(data.path()))?;
+    }
+    let client = Client::connect(addresses, options).await?;
     let load = Load::start(client.table(), arguments)?;
     let outcome = measure(&load, &mut nodes, Duration::from_secs(arguments.seconds)).await?;
     load.end().await;

@@ -1,7 +1,7 @@
 //! The host that a child runs: its log, timed, its groups, and their state machines.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -16,6 +16,7 @@ use shardhost_server::shards::{StateDb, StateDbOptions};
 use tonic::service::Routes;
 
 use super::arguments::MachineKind;
+use super::certificates;
 use super::machine::Counter;
 use super::member::Role;
 use super::nodes::Setup;
@@ -35,6 +36,8 @@ pub async fn start(role: Role, setup: &Setup) -> anyhow::Result<Hosted> {
     let addresses = setup.addresses.clone().into_iter();
     let peers = addresses.filter_map(|(id, address)| Some((NodeId::new(id)?, address)));
     let mut config = HostConfig::new(role.node, role.directory.join("data")).peers(peers);
+    let credentials = |all: PathBuf| certificates::of_node(&all, role.node);
+    config.credentials = role.certificates.clone().map(credentials).transpose()?;
     config.workers = role.workers;
     config.apply_threads = role.apply_threads;
     let listener = role.listener.context("no listener")?;

@@ -7,6 +7,7 @@
 mod arguments;
 mod balance;
 mod bootstrap;
+mod certificates;
 mod client;
 mod crowd;
 mod drain;

@@ -10,6 +10,7 @@ use shardhost::{Group, Host, NodeId, Shutdown};
 use shardhost_server::config::ShardCounts;
 use shardhost_server::{Server, ServerConfig};
 
+use super::certificates;
 use super::hosting::{self, Hosted, Machines, TimedLog};
 use super::nodes::{Answer, Order, Setup, Usage};
 use super::part::Parts;
@@ -25,6 +26,8 @@ pub struct Role {
     pub directory: PathBuf,
     pub workers: usize,
     pub apply_threads: usize,
+    /// Where its certificates are; `None`: without TLS.
+    pub certificates: Option<PathBuf>,
     pub listener: Option<std::net::TcpListener>,
 }
 
@@ -88,12 +91,12 @@ impl Member {
 
     async fn execute(&mut self, order: Order, parts: &mut Parts) -> anyhow::Result<Answer> {
         match order {
-            Order::Be { node, nodes, directory, workers, apply_threads } => {
+            Order::Be { node, nodes, directory, workers, apply_threads, certificates } => {
                 let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
                 let address = listener.local_addr()?.to_string();
                 let node = NodeId::new(node).context("nodes are numbered from 1")?;
                 let listener = Some(listener);
-                self.role = Some(Role { node, nodes, directory, workers, apply_threads, listener });
+                self.role = Some(Role { node, nodes, directory, workers, apply_threads, certificates, listener });
                 return Ok(Answer::Listening { address });
             }
             Order::Join(setup) => {
@@ -142,6 +145,8 @@ impl Running {
             voters: (1..=setup.voters).collect(),
             ..ShardCounts::default()
         };
+        let settings = |all: PathBuf| certificates::settings_of(&all, role.node);
+        config.tls = role.certificates.map(settings);
         config.workers = role.workers;
         config.apply_threads = role.apply_threads;
         let server = Server::start(config, role.listener).await?;

@@ -12,6 +12,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use super::arguments::{MachineKind, Threads, WriteArguments};
+use super::certificates;
 use super::tally::Counted;
 use super::task::Task;
 
@@ -28,6 +29,8 @@ pub enum Order {
         directory: PathBuf,
         workers: usize,
         apply_threads: usize,
+        /// Where the certificates are; `None`: without TLS.
+        certificates: Option<PathBuf>,
     },
     /// Start, and create or open the groups.
     Join(Setup),
@@ -199,6 +202,8 @@ pub struct Layout {
     pub groups: u64,
     pub machine: MachineKind,
     pub threads: Threads,
+    /// Whether everything is sent over TLS.
+    pub tls: bool,
 }
 
 impl Layout {
@@ -209,6 +214,7 @@ impl Layout {
             groups: arguments.groups,
             machine: arguments.machine,
             threads: arguments.threads,
+            tls: arguments.tls,
         }
     }
 
@@ -264,6 +270,11 @@ impl Nodes {
         Ok((started, layout.setup(addresses)))
     }
 
+    /// Where the certificates of a benchmark are.
+    pub fn certificates(directory: &Path) -> PathBuf {
+        directory.join("certificates")
+    }
+
     /// Starts the children and gives each its role; returns their addresses.
     pub async fn introduce(
         layout: &Layout,
@@ -271,6 +282,10 @@ impl Nodes {
     ) -> anyhow::Result<(Self, BTreeMap<u64, String>)> {
         let mut started = Self { nodes: Vec::new() };
         let mut addresses = BTreeMap::new();
+        let certificates = layout.tls.then(|| Self::certificates(directory));
+        if let Some(certificates) = &certificates {
+            certificates::make(certificates, layout.nodes)?;
+        }
         for number in 1..=layout.nodes {
             let mut node = Node::start(number).await?;
             let be = Order::Be {
@@ -279,6 +294,7 @@ impl Nodes {
                 directory: directory.join(format!("node-{number}")),
                 workers: layout.threads.workers,
                 apply_threads: layout.threads.apply_threads,
+                certificates: certificates.clone(),
             };
             node.order(&be).await?;
             match node.answer(TIMEOUT).await? {

@@ -141,7 +141,7 @@ impl Cluster {
         directory: &Path,
     ) -> anyhow::Result<Self> {
         let layout =
-            Layout { nodes: NODES, groups, machine: arguments.machine, threads: arguments.threads };
+            Layout { nodes: NODES, groups, machine: arguments.machine, threads: arguments.threads, tls: false };
         let (mut nodes, group, addresses) = match arguments.mode {
             Mode::Embedded => {
                 let nodes = Nodes::start_as(&layout, directory, |setup| setup.voters = VOTERS);
