@@ -160,7 +160,9 @@ pub async fn run(arguments: &BootstrapArguments) -> anyhow::Result<()> {
         nodes: NODES,
         groups: arguments.groups,
         machine: MachineKind::Table,
-        threads: arguments.threads, tls: false };
+        threads: arguments.threads,
+        tls: false,
+    };
     let (mut nodes, setup) = Nodes::prepare(&layout, data.path()).await?;
     let began = now_ns()?;
     let setup = Setup { catalog: !arguments.without_catalog, ..setup };

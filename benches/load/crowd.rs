@@ -33,7 +33,8 @@ impl CrowdArguments {
     pub async fn gather(&self) -> anyhow::Result<(Nodes, Data)> {
         let data = self.output.data()?;
         let machine = MachineKind::Trivial;
-        let layout = Layout { nodes: 3, groups: self.groups, machine, threads: self.threads, tls: false };
+        let layout =
+            Layout { nodes: 3, groups: self.groups, machine, threads: self.threads, tls: false };
         let lead = |setup: &mut Setup| setup.leader = Some(LEADER);
         let mut nodes = Nodes::start_as(&layout, data.path(), lead).await?;
         nodes.all(&Order::AwaitLeaders, TIMEOUT).await?;

@@ -30,7 +30,9 @@ pub async fn run(arguments: &IdleArguments) -> anyhow::Result<()> {
         nodes: 3,
         groups: arguments.groups,
         machine: MachineKind::Trivial,
-        threads: Threads::default(), tls: false };
+        threads: Threads::default(),
+        tls: false,
+    };
     let mut nodes = Nodes::start(&layout, data.path()).await?;
     nodes.all(&Order::AwaitLeaders, limit).await?;
     nodes.all(&Order::AwaitHibernation, limit).await?;

@@ -96,7 +96,15 @@ impl Member {
                 let address = listener.local_addr()?.to_string();
                 let node = NodeId::new(node).context("nodes are numbered from 1")?;
                 let listener = Some(listener);
-                self.role = Some(Role { node, nodes, directory, workers, apply_threads, certificates, listener });
+                self.role = Some(Role {
+                    node,
+                    nodes,
+                    directory,
+                    workers,
+                    apply_threads,
+                    certificates,
+                    listener,
+                });
                 return Ok(Answer::Listening { address });
             }
             Order::Join(setup) => {

@@ -116,7 +116,14 @@ const NODES: u64 = 3;
 
 impl ReadArguments {
     fn layout(&self) -> Layout {
-        Layout { nodes: NODES, groups: self.groups, machine: self.machine, threads: self.threads, tls: false }
+        Layout {
+            nodes: NODES,
+            groups: self.groups,
+            machine: self.machine,
+            threads: self.threads,
+            tls: false,
+        }
+    }
 
     const fn duration(&self) -> Duration {
         Duration::from_secs(self.seconds)

@@ -115,7 +115,9 @@ impl<'a> Bench<'a> {
             nodes: NODES,
             groups: arguments.groups,
             machine: arguments.machine,
-            threads: arguments.threads, tls: false };
+            threads: arguments.threads,
+            tls: false,
+        };
         let nodes = Nodes::start_as(&layout, directory, |setup| setup.watched = true).await?;
         Ok(Self { arguments, nodes })
     }

@@ -102,7 +102,9 @@ impl Bench {
             nodes: 3,
             groups: 0,
             machine: MachineKind::Trivial,
-            threads: arguments.threads, tls: false };
+            threads: arguments.threads,
+            tls: false,
+        };
         let (nodes, addresses) = Nodes::introduce(&layout, directory).await?;
         let join = Join { addresses, arguments: arguments.clone(), late: false };
         let mut bench = Self { arguments: arguments.clone(), nodes, join };

@@ -140,8 +140,13 @@ impl Cluster {
         groups: u64,
         directory: &Path,
     ) -> anyhow::Result<Self> {
-        let layout =
-            Layout { nodes: NODES, groups, machine: arguments.machine, threads: arguments.threads, tls: false };
+        let layout = Layout {
+            nodes: NODES,
+            groups,
+            machine: arguments.machine,
+            threads: arguments.threads,
+            tls: false,
+        };
         let (mut nodes, group, addresses) = match arguments.mode {
             Mode::Embedded => {
                 let nodes = Nodes::start_as(&layout, directory, |setup| setup.voters = VOTERS);
