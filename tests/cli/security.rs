@@ -3,10 +3,17 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use shardhost_client::security::channel::{Security, Token};
-use shardhost_client::security::{Credentials, TlsFiles};
+use shardhost::NodeId;
+use shardhost_client::security::caller::Need;
+use shardhost_client::security::channel::{Channel, Security, Token};
+use shardhost_client::security::{Caller, Credentials, TlsFiles, User, rights};
 use shardhost_client::{Client, ClientOptions};
+use shardhost_proto::grants::Grant;
+use shardhost_proto::methods::METHODS;
 use tempfile::TempDir;
+use tonic::Code;
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::transport::Endpoint;
 
 use super::process::{Ended, Node, run};
 use super::servers::Servers;
@@ -142,6 +149,64 @@ async fn each_user_may_do_what_its_certificate_grants() {
         };
         assert!(all.lines().any(recorded), "{who} {words}: {all}");
     }
+}
+
+/// What a call without content comes to, as far as rights are concerned.
+async fn denied(channel: Channel, path: &'static str) -> bool {
+    let mut calls = tonic::client::Grpc::new(channel);
+    calls.ready().await.unwrap();
+    let codec = tonic_prost::ProstCodec::<(), ()>::default();
+    let path = PathAndQuery::from_static(path);
+    match calls.server_streaming(tonic::Request::new(()), path, codec).await {
+        Ok(_) => false,
+        Err(status) => matches!(status.code(), Code::PermissionDenied | Code::Unauthenticated),
+    }
+}
+
+/// Each call of each service, by each kind of caller. What is allowed and changes something is not called.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_call_is_denied_to_all_callers_that_lack_its_right() {
+    let office = Office::new("shardhost", 3).await;
+    let servers = three(&office).await;
+    let user =
+        |grants: &str| Caller::User(User { name: "x".to_owned(), grants: grants.parse().unwrap() });
+    let callers = [
+        (None, Caller::Unknown),
+        (Some("bob"), user("reader")),
+        (Some("ann"), user("operator")),
+        (Some("shop"), user("client")),
+        (Some("tom"), user("table-read")),
+        (Some("root"), user("admin")),
+        (Some("node-2"), Caller::Node(NodeId::must(2))),
+    ];
+    let mut refused = 0;
+    for (name, caller) in callers {
+        let own = name
+            .map(|name| (office.path(&format!("{name}.pem")), office.path(&format!("{name}.key"))));
+        let credentials = Credentials::load(TlsFiles { ca: office.path("ca.pem"), own }).unwrap();
+        let security = Security { credentials: Some(credentials), token: None };
+        let endpoint = Endpoint::from_shared(format!("http://{}", servers.address(1))).unwrap();
+        let channel = security.now(&endpoint, None).await.unwrap();
+        for path in METHODS.iter().copied().chain(["/grpc.health.v1.Health/Check"]) {
+            let may = rights::check(&caller, path).is_ok();
+            let harmless = matches!(
+                rights::need(path).unwrap(),
+                Need::Nothing | Need::Known | Need::User(Grant::Reader)
+            );
+            if !may || harmless {
+                assert_eq!(denied(channel.clone(), path).await, !may, "{name:?} {path}");
+                refused += usize::from(!may);
+            }
+        }
+        let unknown = "/shardhost.admin.v1.Admin/Shell";
+        let mut calls = tonic::client::Grpc::new(channel);
+        calls.ready().await.unwrap();
+        let codec = tonic_prost::ProstCodec::<(), ()>::default();
+        let asked = calls.unary(tonic::Request::new(()), PathAndQuery::from_static(unknown), codec);
+        let code = asked.await.map(|_| ()).unwrap_err().code();
+        assert!(matches!(code, Code::Unimplemented | Code::Unauthenticated), "{name:?}: {code:?}");
+    }
+    assert!(refused > 100, "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
