@@ -23,6 +23,7 @@ mod fill;
 mod group;
 mod join;
 mod leader;
+mod leader_of_catalog;
 mod logging;
 mod member;
 mod node;

@@ -8,14 +8,14 @@ use shardhost_policy::catalog::{Operation, PlannedMoves, PlannerMode};
 use shardhost_policy::executor::ExecutorStatus;
 use shardhost_proto::balance::balance_client::BalanceClient;
 use shardhost_proto::balance::{LocalSwitch, PlannerReply, PlannerRequest};
-use tokio::time::Instant;
-use tonic::Code;
+use shardhost_security::channel::Channel;
 
 use super::catalog::Catalog;
 use super::change::confirmed;
+use super::leader_of_catalog::{self, Answer};
 use super::output::{Cell, Column, facts, number, table};
 use super::shown::shown;
-use super::target::{Target, channel, said};
+use super::target::{Target, channel};
 
 /// Modes of the planner.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -88,32 +88,20 @@ fn tell(target: &Target, json: Value, text: String) {
 const NOBODY_PLANS: &str = "there is no planner: the system group has no leader that serves; `shardhost group \
      show 0` has the cause; everything but planning continues";
 
+impl Answer for PlannerReply {
+    fn is_known(&self) -> bool {
+        !self.status.is_empty()
+    }
+
+    fn leader_node(&self) -> u64 {
+        self.leader_node
+    }
+}
+
 /// The planner's answer, wherever it runs.
 pub async fn ask(request: PlannerRequest, target: &Target) -> anyhow::Result<PlannerReply> {
-    let deadline = Instant::now() + target.timeout();
-    let start = target.node().await?;
-    let mut address = start.address.clone();
-    loop {
-        let mut client = BalanceClient::new(channel(&address)?);
-        let asked = tokio::time::timeout_at(deadline, client.planner(request)).await;
-        let Ok(asked) = asked else { bail!("{address} does not answer; {NOBODY_PLANS}") };
-        let reply = match asked {
-            Ok(reply) => reply.into_inner(),
-            // It does not plan, and knows why there is no planner; one that is gone is skipped.
-            Err(status) if status.code() == Code::FailedPrecondition => {
-                return Err(said(&address, &status));
-            }
-            Err(_) => PlannerReply::default(),
-        };
-        if !reply.status.is_empty() {
-            return Ok(reply);
-        }
-        if Instant::now() > deadline {
-            bail!("{NOBODY_PLANS}");
-        }
-        address = start.address_after(&address, reply.leader_node);
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
+    let ask = async |client: &mut BalanceClient<Channel>| client.planner(request).await;
+    leader_of_catalog::ask(target, NOBODY_PLANS, ask).await
 }
 
 /// Shows what the planner is at, and why a group is where it is.

@@ -13,18 +13,16 @@ use shardhost_policy::catalog::{
 };
 use shardhost_proto::balance::balance_client::BalanceClient;
 use shardhost_proto::balance::{AllocatorReply, AllocatorRequest};
-use tokio::time::Instant;
-use tonic::Code;
+use shardhost_security::channel::Channel;
 
 use super::catalog::Catalog;
+use super::leader_of_catalog::{self, Answer};
 use super::output::{facts, number};
 use super::planner::{Mode, word_of};
-use super::target::{Target, channel, said};
+use super::target::Target;
 
 /// Lines that are shown of a list.
 const SHOWN: usize = 20;
-/// Between two questions for the leader of the system group.
-const PAUSE: Duration = Duration::from_millis(50);
 const NOT_FOUND: &str = "replicas are not moved at the moment: the system group has no leader that serves; `shardhost \
      group show 0` has the cause";
 
@@ -104,37 +102,28 @@ fn read(reply: &AllocatorReply) -> anyhow::Result<AllocatorStatus> {
         .context("the node is of a version that says other things; use its own `shardhost`")
 }
 
-/// The answer of the allocator, wherever it runs.
-async fn ask(request: AllocatorRequest, target: &Target) -> anyhow::Result<AllocatorReply> {
-    let deadline = Instant::now() + target.timeout();
-    let start = target.node().await?;
-    let mut address = start.address.clone();
-    loop {
-        let mut client = BalanceClient::new(channel(&address)?);
-        let asked = tokio::time::timeout_at(deadline, client.allocator(request)).await;
-        let Ok(asked) = asked else { bail!("{address} does not answer; {NOT_FOUND}") };
-        let reply = match asked {
-            Ok(reply) => reply.into_inner(),
-            Err(status)
-                if matches!(status.code(), Code::FailedPrecondition | Code::Unimplemented) =>
-            {
-                return Err(said(&address, &status));
-            }
-            // One that is gone is skipped.
-            Err(_) => AllocatorReply::default(),
-        };
-        if !reply.status.is_empty() {
-            return Ok(reply);
-        }
-        if Instant::now() > deadline {
-            bail!("{NOT_FOUND}");
-        }
-        address = start.address_after(&address, reply.leader_node);
-        tokio::time::sleep(PAUSE).await;
+impl Answer for AllocatorReply {
+    fn is_known(&self) -> bool {
+        !self.status.is_empty()
+    }
+
+    fn leader_node(&self) -> u64 {
+        self.leader_node
     }
 }
 
+/// The answer of the allocator, wherever it runs.
+async fn ask(request: AllocatorRequest, target: &Target) -> anyhow::Result<AllocatorReply> {
+    let ask = async |client: &mut BalanceClient<Channel>| client.allocator(request).await;
+    leader_of_catalog::ask(target, NOT_FOUND, ask).await
+}
+
 async fn status(why: Option<u64>, target: &Target) -> anyhow::Result<()> {
+    if why == Some(0) {
+        bail!(
+            "group 0 is the catalog: its replicas are replaced before all others; leave --why out"
+        );
+    }
     let reply = ask(AllocatorRequest { why_group: why.unwrap_or(0) }, target).await?;
     if let Some(group) = why.filter(|_| reply.why_unknown) {
         bail!("the catalog knows no group {group}; `shardhost group list` shows those that are");
