@@ -2,7 +2,6 @@
 
 use std::ops::RangeInclusive;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Subcommand;
