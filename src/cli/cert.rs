@@ -1,6 +1,6 @@
 //! `shardhost cert`: certificates for a test or a small cluster.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -136,7 +136,7 @@ fn keep(directory: &Path, name: &str, made: &Made) -> anyhow::Result<()> {
         bail!("{} is there; move it away first, it is not replaced", there.display());
     }
     let write = |path: &Path, mode, text: &str| {
-        let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
+        let file = new_file(path, mode);
         let written = file.and_then(|mut file| {
             file.write_all(text.as_bytes())?;
             file.sync_all()
@@ -147,6 +147,15 @@ fn keep(directory: &Path, name: &str, made: &Made) -> anyhow::Result<()> {
     write(&certificate, 0o644, &made.certificate)?;
     println!("{} and {} are written", certificate.display(), key.display());
     Ok(())
+}
+
+fn new_file(path: &Path, mode: u32) -> std::io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(mode).open(path)
+}
+
+/// A new file for a secret.
+pub fn private_file(path: &Path) -> anyhow::Result<File> {
+    new_file(path, 0o600).with_context(|| format!("{} cannot be created", path.display()))
 }
 
 fn show(file: &Path, as_json: bool) -> anyhow::Result<()> {

@@ -208,6 +208,8 @@ async fn ask(seed: &str, request: &JoinRequest) -> Result<JoinReply, Asked> {
             Code::AlreadyExists
             | Code::FailedPrecondition
             | Code::InvalidArgument
+            | Code::PermissionDenied
+            | Code::Unauthenticated
             | Code::ResourceExhausted => Asked::Refused(error),
             Code::Unimplemented => {
                 Asked::Refused(error.context("the node is of a version that registers no others"))

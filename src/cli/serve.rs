@@ -194,7 +194,9 @@ pub async fn run(
     let mut signals = Signals::listen()?;
     let mut config = configuration(&arguments, security)?;
     if let Some(tls) = &config.tls {
-        let credentials = Some(Credentials::load(tls.files())?);
+        let credentials = Credentials::load(tls.files())?;
+        credentials.check_any_node()?;
+        let credentials = Some(credentials);
         use_security(Security { credentials, token: None });
     }
     let mut orders = None;

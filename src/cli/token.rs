@@ -1,5 +1,7 @@
 //! `shardhost token`: tokens of users in the catalog.
 
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -14,6 +16,7 @@ use shardhost_proto::grants::Grants;
 use shardhost_security::token::TokenText;
 
 use super::catalog::Catalog;
+use super::cert::private_file;
 use super::output::{Column, table};
 use super::target::Target;
 
@@ -31,6 +34,9 @@ pub enum Command {
         /// Days after which it ends; by default when it is removed.
         #[arg(long, value_parser = clap::value_parser!(u32).range(1..=36_500))]
         days: Option<u32>,
+        /// Write it into this new file, which this user alone can read, in place of printing it.
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
         #[command(flatten)]
         target: Target,
     },
@@ -59,7 +65,9 @@ fn number(text: &str) -> Result<u64, String> {
 /// Carries out a command.
 pub async fn run(command: &Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Make { name, grants, days, target } => make(name, *grants, *days, target).await?,
+        Command::Make { name, grants, days, out, target } => {
+            make(name, *grants, *days, out.as_deref(), target).await?;
+        }
         Command::List { target } => list(target).await?,
         Command::Remove { id, target } => {
             let catalog = Catalog::reach(target).await?;
@@ -77,8 +85,11 @@ async fn make(
     name: &str,
     grants: Grants,
     days: Option<u32>,
+    out: Option<&Path>,
     target: &Target,
 ) -> anyhow::Result<()> {
+    // Before it is made: a token that was not kept is of no use.
+    let file = out.map(|path| private_file(path).map(|file| (path, file))).transpose()?;
     let token = TokenText::make().map_err(anyhow::Error::msg)?;
     let for_ms = days.map(|days| Duration::from_secs(u64::from(days) * 24 * 60 * 60).as_millis());
     let for_ms = for_ms.map(u64::try_from).transpose().context("that is too long")?;
@@ -90,10 +101,23 @@ async fn make(
         expires_ms: for_ms.map(|for_ms| now_ms().saturating_add(for_ms)),
     };
     Catalog::reach(target).await?.apply(None, Operation::PutToken(new)).await?;
-    match target.json {
-        true => {
-            println!("{}", json!({ "id": format!("{:016x}", token.id()), "token": token.text() }))
+    let id = format!("{:016x}", token.id());
+    if let Some((path, mut file)) = file {
+        let written = file.write_all(format!("{}\n", token.text()).as_bytes());
+        let path = path.display();
+        written.and_then(|()| file.sync_all()).with_context(|| {
+            format!(
+                "token {id} is made and {path} cannot be written; remove it and make another one"
+            )
+        })?;
+        match target.json {
+            true => println!("{}", json!({ "id": id })),
+            false => println!("token {id} is in {path}"),
         }
+        return Ok(());
+    }
+    match target.json {
+        true => println!("{}", json!({ "id": id, "token": token.text() })),
         false => println!("{}", token.text()),
     }
     Ok(())

@@ -14,8 +14,9 @@ use tonic::{Code, Request, Response, Status};
 use super::Inner;
 use super::client::{NotHere, propose_here, query_here};
 use super::versions::versions_here;
-use crate::transport::{caller_of, record_call};
-use shardhost_policy::catalog::{Command, Operation, decode_reply, encode_reply};
+use crate::transport::{CallRecord, caller_of};
+use shardhost_policy::catalog::{Command, Sender, decode_reply, encode_reply};
+use shardhost_proto::grants::Grant;
 use shardhost_security::Caller;
 use shardhost_security::caller::Need;
 
@@ -59,29 +60,40 @@ impl SystemRpc for SystemService {
             Ok(read) => read,
             Err(refusal) => return Ok(answer(encode_reply(&Err(refusal)))),
         };
-        let need = read.operation.grant().map_or(Need::Node, Need::NodeOr);
-        let is_recorded = !matches!(caller, Caller::Node(_)) && read.operation != Operation::Tick;
-        let record = |outcome| {
-            if is_recorded {
-                record_call(&caller, "a change of the catalog", &read.operation, outcome);
+        let need = match read.sender() {
+            Sender::Node => Need::Node,
+            Sender::NodeOr(grant) => Need::NodeOr(grant),
+            Sender::User(grant) => Need::User(grant),
+        };
+        // What changes nothing is not recorded, nor what nodes may do and do.
+        let asks = need == Need::NodeOr(Grant::Reader);
+        let checked = caller.check(need);
+        let is_recorded = !asks && (checked.is_err() || !matches!(caller, Caller::Node(_)));
+        let record = is_recorded.then(|| CallRecord::of_change(&caller, &read.operation));
+        let ends = |record: Option<CallRecord>, outcome| {
+            if let Some(record) = record {
+                record.ends(outcome);
             }
         };
-        if let Err(denied) = caller.check(need) {
-            record(Code::PermissionDenied);
+        if let Err(denied) = checked {
+            ends(record, Code::PermissionDenied);
             return Err(Status::permission_denied(denied.to_string()));
         }
         match propose_here(&self.inner.host, command).await {
             Ok(bytes) => {
                 let refused = decode_reply(&bytes).is_err();
-                record(if refused { Code::FailedPrecondition } else { Code::Ok });
+                ends(record, if refused { Code::FailedPrecondition } else { Code::Ok });
                 Ok(answer(bytes))
             }
-            // Another node records it.
+            // Another node carries it out, and records it, too.
             Err(NotHere::Elsewhere { leader, reason }) => {
+                if let Some(record) = record {
+                    record.is_passed_on();
+                }
                 Ok(elsewhere(leader.map_or(0, |node| node.get()), reason))
             }
             Err(NotHere::Unknown(message)) => {
-                record(Code::Unknown);
+                ends(record, Code::Unknown);
                 Err(Status::unknown(message))
             }
         }

@@ -514,6 +514,11 @@ impl Host {
     pub(crate) fn security(&self) -> Security {
         Security { credentials: self.inner.config.credentials.clone(), token: None }
     }
+    /// Ends all connections, so that they are made anew with the certificates that are in use now.
+    pub fn renew_connections(&self) {
+        self.inner.connections.cut_all();
+        self.inner.transport.reconnect();
+    }
     /// Where the tokens of users are known to the listener.
     #[must_use]
     pub fn tokens(&self) -> &KnownTokens {

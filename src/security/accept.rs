@@ -7,6 +7,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
+use std::time::{Duration, SystemTime};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -21,6 +22,7 @@ use super::identity::CertificateFacts;
 pub struct Accepting {
     state: State,
     caller: Arc<OnceLock<Caller>>,
+    certified_until: Option<SystemTime>,
 }
 
 enum State {
@@ -60,13 +62,31 @@ impl Accepting {
             }
             None => None,
         };
-        Ok(Self { state: State::New { stream, acceptor }, caller: Arc::default() })
+        Ok(Self {
+            state: State::New { stream, acceptor },
+            caller: Arc::default(),
+            certified_until: None,
+        })
     }
 
     /// Who is at the other end, once that is known: before the first request is.
     #[must_use]
     pub fn caller(&self) -> Arc<OnceLock<Caller>> {
         Arc::clone(&self.caller)
+    }
+
+    /// Whether it is known who is at the other end.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        self.caller.get().is_some()
+    }
+
+    /// How long the certificate of the other side is valid still; `None`: there is none, or it is not known
+    /// yet.
+    #[must_use]
+    pub fn certified_for(&self) -> Option<Duration> {
+        let until = self.certified_until?;
+        Some(until.duration_since(SystemTime::now()).unwrap_or_default())
     }
 
     fn know(&self, caller: Caller) {
@@ -94,7 +114,10 @@ impl Accepting {
                         let caller = caller_of(&stream);
                         self.state = State::Tls(Box::new(stream));
                         match caller {
-                            Ok(caller) => self.know(caller),
+                            Ok((caller, until)) => {
+                                self.certified_until = until;
+                                self.know(caller);
+                            }
                             Err(error) => return Poll::Ready(Err(self.fail(error))),
                         }
                     }
@@ -140,13 +163,13 @@ impl Accepting {
     }
 }
 
-fn caller_of(stream: &TlsStream<TcpStream>) -> io::Result<Caller> {
+fn caller_of(stream: &TlsStream<TcpStream>) -> io::Result<(Caller, Option<SystemTime>)> {
     let (_, session) = stream.get_ref();
     let Some(certificate) = session.peer_certificates().and_then(<[_]>::first) else {
-        return Ok(Caller::Unknown);
+        return Ok((Caller::Unknown, None));
     };
-    let facts = CertificateFacts::read(certificate);
-    facts.map(|facts| Caller::of(facts.identity)).map_err(io::Error::other)
+    let facts = CertificateFacts::read(certificate).map_err(io::Error::other)?;
+    Ok((Caller::of(facts.identity), Some(facts.not_after)))
 }
 
 impl AsyncRead for Accepting {

@@ -23,6 +23,7 @@ pub async fn connect(
     credentials: &Credentials,
     meant: Option<NodeId>,
 ) -> io::Result<TlsStream<TcpStream>> {
+    credentials.look().await;
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     // Not sent, and not compared: the certificate names the node.

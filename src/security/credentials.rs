@@ -7,9 +7,10 @@ use std::fmt;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
@@ -18,12 +19,15 @@ use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::version::TLS13;
 use rustls::{CertificateError, ClientConfig, RootCertStore, ServerConfig};
 use shardhost_proto::ids::NodeId;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::identity::{CertificateFacts, Identity, IdentityError};
 use super::verify::{Callers, Nodes};
 
 /// Longest file that is read, in bytes.
 const MAX_FILE_BYTES: u64 = 1 << 20;
+/// Between two looks at the files, of those who connect.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// What is spoken over TLS.
 const PROTOCOL: &[u8] = b"h2";
 
@@ -102,6 +106,7 @@ fn read(path: &Path) -> Result<Vec<u8>, CredentialError> {
 /// What is used for new connections.
 struct Loaded {
     contents: Contents,
+    authorities: Vec<CertificateDer<'static>>,
     facts: Option<CertificateFacts>,
     client: Arc<ClientConfig>,
     /// Nodes accept connections.
@@ -117,6 +122,19 @@ pub struct Credentials {
 struct Inner {
     files: TlsFiles,
     loaded: ArcSwap<Loaded>,
+    /// When the files were read last.
+    looked: Mutex<Instant>,
+}
+
+/// What became of files that were read again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reloaded {
+    /// They are as they were.
+    Same,
+    /// They are used for new connections.
+    Changed,
+    /// The same, and an authority is not believed any more: connections that it made possible are to end.
+    AuthorityRemoved,
 }
 
 /// Two are equal if they are clones of one.
@@ -145,7 +163,8 @@ impl Credentials {
     /// [`CredentialError`].
     pub fn load(files: TlsFiles) -> Result<Self, CredentialError> {
         let loaded = Loaded::new(&files, Contents::read(&files)?)?;
-        let inner = Inner { files, loaded: ArcSwap::from_pointee(loaded) };
+        let looked = Mutex::new(Instant::now());
+        let inner = Inner { files, loaded: ArcSwap::from_pointee(loaded), looked };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -153,6 +172,18 @@ impl Credentials {
     #[must_use]
     pub fn facts(&self) -> Option<CertificateFacts> {
         self.inner.loaded.load().facts.clone()
+    }
+
+    /// Sees that they are those of a node of any cluster.
+    ///
+    /// # Errors
+    /// [`CredentialError::OtherIdentity`], [`CredentialError::NoCertificate`].
+    pub fn check_any_node(&self) -> Result<(), CredentialError> {
+        match self.facts().map(|facts| facts.identity) {
+            None => Err(CredentialError::NoCertificate),
+            Some(Identity::Node { .. }) => Ok(()),
+            Some(user) => Err(self.other_identity(user, "a node".to_owned())),
+        }
     }
 
     /// Sees that they are those of a node.
@@ -178,26 +209,44 @@ impl Credentials {
         CredentialError::OtherIdentity { path, found, wanted }
     }
 
-    /// Reads the files again, and takes what they hold for new connections if it differs. Returns whether
-    /// it does. May block for as long as a disk takes.
+    /// Reads the files again, and takes what they hold for new connections if it differs. May block for as
+    /// long as a disk takes.
     ///
     /// # Errors
     /// [`CredentialError`]; what was there stays.
-    pub fn reload(&self) -> Result<bool, CredentialError> {
+    pub fn reload(&self) -> Result<Reloaded, CredentialError> {
+        *self.inner.looked.lock() = Instant::now();
         let contents = Contents::read(&self.inner.files)?;
         let present = self.inner.loaded.load();
         if contents == present.contents {
-            return Ok(false);
+            return Ok(Reloaded::Same);
         }
         let loaded = Loaded::new(&self.inner.files, contents)?;
         let identity = |loaded: &Loaded| loaded.facts.as_ref().map(|facts| facts.identity.clone());
         if let (Some(before), Some(now)) = (identity(&present), identity(&loaded))
-            && before != now
+            && !before.is_same(&now)
         {
             return Err(self.other_identity(now, before.to_string()));
         }
+        let stays = |authority: &CertificateDer<'_>| loaded.authorities.contains(authority);
+        let all_stay = present.authorities.iter().all(stays);
         self.inner.loaded.store(Arc::new(loaded));
-        Ok(true)
+        Ok(if all_stay { Reloaded::Changed } else { Reloaded::AuthorityRemoved })
+    }
+
+    /// The same, if the last look at the files is [`LOOK_EVERY`] ago: for those who connect now and then. What
+    /// is wrong with the files is said by the connection, if what was there does not work any more.
+    pub(super) async fn look(&self) {
+        if self.inner.looked.lock().elapsed() < LOOK_EVERY {
+            return;
+        }
+        let credentials = self.clone();
+        let looked = tokio::task::spawn_blocking(move || credentials.reload()).await;
+        match looked {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "the certificates are not read again"),
+            Err(error) => tracing::error!(%error, "the certificates were not looked at"),
+        }
     }
 
     pub(super) fn client(&self) -> Arc<ClientConfig> {
@@ -232,6 +281,39 @@ impl Own {
     }
 }
 
+/// The authorities that are valid now, at least one. A certificate of something else signs for no other.
+fn authorities(path: &Path, text: &[u8]) -> Result<Vec<CertificateDer<'static>>, CredentialError> {
+    let mut expired = None;
+    let mut valid = Vec::new();
+    for certificate in certificates((path, text))? {
+        let until = authority_until(&certificate).map_err(|message| unusable(path, message))?;
+        match until < SystemTime::now() {
+            true => expired = Some(until),
+            false => valid.push(certificate),
+        }
+    }
+    match expired {
+        Some(at) if valid.is_empty() => Err(CredentialError::Expired { path: path.to_owned(), at }),
+        _ => Ok(valid),
+    }
+}
+
+/// Until when an authority is valid.
+fn authority_until(certificate: &[u8]) -> Result<SystemTime, &'static str> {
+    const UNREADABLE: &str = "a certificate in it cannot be read";
+    let (_, read) = X509Certificate::from_der(certificate).map_err(|_| UNREADABLE)?;
+    let constraints = read.basic_constraints().map_err(|_| UNREADABLE)?;
+    let usage = read.key_usage().map_err(|_| UNREADABLE)?;
+    let signs = usage.is_none_or(|usage| usage.value.key_cert_sign());
+    if !constraints.is_some_and(|constraints| constraints.value.ca) || !signs {
+        return Err(
+            "a certificate in it is none of an authority; there are authorities in it alone",
+        );
+    }
+    let seconds = u64::try_from(read.validity().not_after.timestamp()).unwrap_or(0);
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).ok_or(UNREADABLE)
+}
+
 /// At least one.
 fn certificates(
     (path, text): (&Path, &[u8]),
@@ -250,8 +332,9 @@ impl Loaded {
     fn new(files: &TlsFiles, contents: Contents) -> Result<Self, CredentialError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut roots = RootCertStore::empty();
-        for certificate in certificates((&files.ca, &contents.ca))? {
-            let added = roots.add(certificate);
+        let authorities = authorities(&files.ca, &contents.ca)?;
+        for certificate in &authorities {
+            let added = roots.add(certificate.clone());
             added.map_err(|error| unusable(&files.ca, &error.to_string()))?;
         }
         let roots = Arc::new(roots);
@@ -274,7 +357,8 @@ impl Loaded {
             None => None,
         };
         let facts = own.map(|(own, ..)| own.facts);
-        Ok(Self { contents, facts, client: Arc::new(client), server: server.map(Arc::new) })
+        let (client, server) = (Arc::new(client), server.map(Arc::new));
+        Ok(Self { contents, authorities, facts, client, server })
     }
 }
 

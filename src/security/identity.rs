@@ -59,6 +59,17 @@ impl Identity {
         }
     }
 
+    /// Whether both are for the same node or user. What a user may do may change.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::User { cluster, name, .. }, Self::User { cluster: there, name: other, .. }) => {
+                (cluster, name) == (there, other)
+            }
+            _ => self == other,
+        }
+    }
+
     /// A node of a cluster.
     ///
     /// # Errors

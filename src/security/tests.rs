@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use super::accept::Accepting;
 use super::connect::connect;
 use super::make::{Made, authority, sign, sign_from};
-use super::{Caller, CredentialError, Credentials, Identity, TlsFiles};
+use super::{Caller, CredentialError, Credentials, Identity, Reloaded, TlsFiles};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -254,7 +254,7 @@ fn files_that_do_not_fit_together_are_refused_by_name() {
 async fn new_files_are_taken_once_they_fit_together_and_not_before() {
     let office = Office::new("shop");
     let (one, two) = (office.node(1), office.node(2));
-    assert!(!one.reload().unwrap(), "nothing changed");
+    assert_eq!(one.reload().unwrap(), Reloaded::Same);
     let made = sign(&office.authority, &office.identity(1), 2 * DAY).unwrap();
     let (certificate, key) = office.files("node-1").own.unwrap();
     std::fs::write(&certificate, &made.certificate).unwrap();
@@ -262,7 +262,7 @@ async fn new_files_are_taken_once_they_fit_together_and_not_before() {
     assert!(matches!(half, CredentialError::OtherKey { .. }), "{half}");
     assert!(meet(Some(&one), &two, Some(1)).await.connected.is_ok(), "what was there is used");
     std::fs::write(&key, &made.key).unwrap();
-    assert!(one.reload().unwrap());
+    assert_eq!(one.reload().unwrap(), Reloaded::Changed);
     assert!(one.facts().unwrap().not_after > SystemTime::now() + DAY);
     assert!(meet(Some(&one), &two, Some(1)).await.connected.is_ok());
     // Another node's are a mistake.
@@ -270,6 +270,48 @@ async fn new_files_are_taken_once_they_fit_together_and_not_before() {
     let other = one.reload().unwrap_err();
     assert!(matches!(other, CredentialError::OtherIdentity { .. }), "{other}");
     assert!(meet(Some(&one), &two, Some(1)).await.connected.is_ok());
+}
+
+#[tokio::test]
+async fn an_authority_is_replaced_by_way_of_both() {
+    let (old, new) = (Office::new("shop"), Office::new("shop"));
+    let (one, two) = (old.node(1), old.node(2));
+    let both = format!("{}{}", old.authority.certificate, new.authority.certificate);
+    std::fs::write(old.path("ca.pem"), both).unwrap();
+    for (node, credentials) in [(1, &one), (2, &two)] {
+        old.write(
+            &format!("node-{node}"),
+            &sign(&new.authority, &old.identity(node), DAY).unwrap(),
+        );
+        assert_eq!(credentials.reload().unwrap(), Reloaded::Changed);
+        assert!(meet(Some(&one), &two, Some(1)).await.connected.is_ok());
+    }
+    std::fs::write(old.path("ca.pem"), &new.authority.certificate).unwrap();
+    assert_eq!(one.reload().unwrap(), Reloaded::AuthorityRemoved);
+    assert!(meet(Some(&one), &two, Some(1)).await.connected.is_ok());
+}
+
+/// Its holder could sign for anyone.
+#[test]
+fn a_certificate_that_is_no_authority_does_not_count_as_one() {
+    let office = Office::new("shop");
+    office.user("ann", "table-read");
+    let ann = std::fs::read_to_string(office.path("ann.pem")).unwrap();
+    let both = format!("{}{ann}", office.authority.certificate);
+    std::fs::write(office.path("ca.pem"), both).unwrap();
+    let error = Credentials::load(office.files("ann")).unwrap_err();
+    assert!(error.to_string().contains("none of an authority"), "{error}");
+}
+
+#[test]
+fn what_a_user_may_do_may_change() {
+    let office = Office::new("shop");
+    let ann = office.user("ann", "reader");
+    office.user("ann", "operator");
+    assert_eq!(ann.reload().unwrap(), Reloaded::Changed);
+    let bob = Identity::of_user("shop", "bob", "reader".parse().unwrap()).unwrap();
+    office.write("ann", &sign(&office.authority, &bob, DAY).unwrap());
+    assert!(matches!(ann.reload(), Err(CredentialError::OtherIdentity { .. })));
 }
 
 #[tokio::test]

@@ -234,8 +234,9 @@ impl Balance for BalanceService {
 
     async fn undrain(
         &self,
-        _: Request<wire::UndrainRequest>,
+        request: Request<wire::UndrainRequest>,
     ) -> Result<Response<wire::DrainStatus>, Status> {
+        note_asked(&request);
         let node = self.host.node_id();
         let Some(system) = &self.system else {
             self.drains.end(None);

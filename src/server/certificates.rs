@@ -2,7 +2,8 @@
 
 use std::time::{Duration, SystemTime};
 
-use shardhost_security::{CredentialError, Credentials};
+use shardhost::host::Host;
+use shardhost_security::{CredentialError, Credentials, Reloaded};
 use tokio_util::sync::CancellationToken;
 
 /// Between two looks at the files.
@@ -13,14 +14,22 @@ const WARN_BEFORE: Duration = Duration::from_secs(14 * 24 * 60 * 60);
 const WARN_EVERY: Duration = Duration::from_secs(6 * 60 * 60);
 
 /// Takes new certificates when the files change, until `stop`.
-pub(super) async fn follow(credentials: Credentials, stop: CancellationToken) {
+pub(super) async fn follow(host: Host, credentials: Credentials, stop: CancellationToken) {
     let follow = async {
         let (mut complained, mut warned) = (None, None);
         loop {
             let read = credentials.clone();
             let looked = tokio::task::spawn_blocking(move || read.reload());
             match looked.await {
-                Ok(outcome) => note(&credentials, outcome, &mut complained),
+                Ok(outcome) => {
+                    if matches!(outcome, Ok(Reloaded::AuthorityRemoved)) {
+                        tracing::info!(
+                            "an authority is not believed any more: all connections are made anew"
+                        );
+                        host.renew_connections();
+                    }
+                    note(&credentials, outcome, &mut complained);
+                }
                 Err(error) => tracing::error!(%error, "the certificates were not looked at"),
             }
             warn_of_end(&credentials, &mut warned);
@@ -33,11 +42,12 @@ pub(super) async fn follow(credentials: Credentials, stop: CancellationToken) {
 /// Logs a problem when it begins or changes, and not while it lasts: files are replaced one after the other.
 fn note(
     credentials: &Credentials,
-    outcome: Result<bool, CredentialError>,
+    outcome: Result<Reloaded, CredentialError>,
     complained: &mut Option<String>,
 ) {
     match outcome {
-        Ok(changed) => {
+        Ok(reloaded) => {
+            let changed = reloaded != Reloaded::Same;
             let was_wrong = complained.take().is_some();
             if let Some(facts) = credentials.facts().filter(|_| changed || was_wrong) {
                 let left = left(facts.not_after).as_secs() / 3_600;

@@ -21,12 +21,14 @@ use shardhost::host::Host;
 
 /// Between two looks for the next replica of a group whose replica ended.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// Longest request: anyone may ask.
+const MAX_REQUEST_BYTES: usize = 1_024;
 /// Before the number of a group in the name of its service.
 const GROUP_PREFIX: &str = "group/";
 
 /// The health service of a host.
 pub fn health_server(host: Host) -> HealthServer<HealthService> {
-    HealthServer::new(HealthService { host })
+    HealthServer::new(HealthService { host }).max_decoding_message_size(MAX_REQUEST_BYTES)
 }
 
 /// See [`health_server`].

@@ -162,7 +162,7 @@ impl Server {
         }
         let host = builder.start().await?;
         if let Some(credentials) = credentials {
-            tokio::spawn(certificates::follow(credentials, host.stopping()));
+            tokio::spawn(certificates::follow(host.clone(), credentials, host.stopping()));
         }
         match Self::open(&host, &config, &replicas, map, descriptors).await {
             Ok(server) => Ok(server),

@@ -61,9 +61,12 @@ impl KnownHere {
     }
 
     fn end_expired(&self, now_ms: u64) {
-        for (token, ended) in self.known.read().values() {
-            if token.is_expired(now_ms) {
-                ended.cancel();
+        for (token, ended) in self.known.write().values_mut() {
+            match token.is_expired(now_ms) {
+                true => ended.cancel(),
+                // The clock was ahead.
+                false if ended.is_cancelled() => *ended = CancellationToken::new(),
+                false => {}
             }
         }
     }
@@ -78,7 +81,7 @@ impl Tokens for KnownHere {
         if *record.digest.as_bytes() != token.sha256() {
             return Err(unknown);
         }
-        if record.is_expired(now_ms()) {
+        if record.is_expired(now_ms()) || ended.is_cancelled() {
             return Err("the token expired");
         }
         let user = User { name: record.name.to_string(), grants: record.grants };
@@ -146,5 +149,9 @@ mod tests {
         assert!(!holder.ended.is_cancelled());
         known.end_expired(end);
         assert!(holder.ended.is_cancelled());
+        assert_eq!(known.holder(&later.text()).unwrap_err(), "the token expired");
+        // The clock was ahead, and is back.
+        known.end_expired(end - 1);
+        assert!(!known.holder(&later.text()).unwrap().ended.is_cancelled());
     }
 }

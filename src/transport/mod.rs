@@ -72,9 +72,9 @@ pub use directory::PeerDirectory;
 pub use founded::FoundedBy;
 pub use handshake::Rollback;
 pub use listener::{
-    AUDIT, Accepted, Connection, ConnectionLimits, ConnectionStats, Connections, Incoming,
-    KnownTokens, TokenHolder, Tokens, admit_clients, authorize, caller_of, incoming,
-    incoming_within, note_asked, record_call,
+    AUDIT, Accepted, CallRecord, Connection, ConnectionLimits, ConnectionStats, Connections,
+    Incoming, KnownTokens, TokenHolder, Tokens, admit_clients, authorize, caller_of, incoming,
+    incoming_within, note_asked,
 };
 pub use map_tag::MapTag;
 pub(crate) use map_tag::check as check_map;
@@ -194,6 +194,14 @@ impl GrpcTransport {
     pub fn is_said_to_be_at(&self, node: NodeId, address: &str) {
         if let Some(peer) = self.shared.peer(node) {
             peer.is_said_to_be_at(address);
+        }
+    }
+
+    /// Has every lane connect anew.
+    pub fn reconnect(&self) {
+        for peer in self.shared.peers.load().values() {
+            // A change of the address, to the same one.
+            peer.address.send_modify(|_| {});
         }
     }
 

@@ -73,6 +73,7 @@ pub use self::record::{
     RecordKey, RecordKind, ReplicaSettings, Revision, Settings, Token, TokenDigest,
 };
 pub use self::reply::{Done, Effect, Reply, decode_reply, encode_reply};
+pub use self::rights::Sender;
 pub use self::snapshot::{SNAPSHOT_FORMAT, SnapshotError, read_snapshot, write_snapshot};
 pub use self::state::Catalog;
 pub use self::view::View;

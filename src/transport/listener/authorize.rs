@@ -9,6 +9,7 @@ use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use http_body::{Frame, SizeHint};
@@ -28,6 +29,10 @@ use super::table::Connection;
 pub const AUDIT: &str = "shardhost::audit";
 /// Longest text of what was asked, in characters.
 const MAX_ASKED: usize = 512;
+/// The same of the path of a call that is not known.
+const MAX_PATH: usize = 128;
+/// Between two lines about callers that are not known.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Who a token belongs to.
 #[derive(Clone, Debug)]
@@ -64,7 +69,8 @@ impl KnownTokens {
 /// The same services, for callers that may use them.
 #[must_use]
 pub fn authorize(services: Routes, tokens: &KnownTokens) -> Routes {
-    let services = Authorize { inner: services.into_axum_router(), tokens: tokens.clone() };
+    let (inner, strangers) = (services.into_axum_router(), Arc::default());
+    let services = Authorize { inner, tokens: tokens.clone(), strangers };
     Routes::default().into_axum_router().fallback_service(services).into()
 }
 
@@ -85,23 +91,85 @@ pub fn caller_of<T>(request: &tonic::Request<T>) -> Caller {
     request.extensions().get().cloned().unwrap_or(Caller::Unchecked)
 }
 
-/// Records a call that a service decided about itself.
-pub fn record_call(caller: &Caller, call: &str, asked: &impl fmt::Debug, outcome: Code) {
-    record(caller, call, &shortened(asked), outcome);
-}
-
 fn shortened(asked: &impl fmt::Debug) -> String {
     format!("{asked:?}").chars().take(MAX_ASKED).collect()
 }
 
-fn record(caller: &Caller, call: &str, asked: &str, outcome: Code) {
-    tracing::info!(target: AUDIT, %caller, call, asked, ?outcome, "a call");
+/// The record of a call that is under way. One that is dropped ended without an outcome that is known: its
+/// caller went away.
+#[derive(Debug)]
+pub struct CallRecord {
+    caller: Caller,
+    call: String,
+    asked: Asked,
+    recorded: bool,
+}
+
+impl CallRecord {
+    fn new(caller: &Caller, call: &str) -> Self {
+        let asked = Asked::default();
+        Self { caller: caller.clone(), call: call.to_owned(), asked, recorded: false }
+    }
+
+    /// Of a change of the catalog, about which a service decides.
+    #[must_use]
+    pub fn of_change(caller: &Caller, change: &impl fmt::Debug) -> Self {
+        let record = Self::new(caller, "a change of the catalog");
+        *record.asked.0.lock() = shortened(change);
+        record
+    }
+
+    /// The call ended so.
+    pub fn ends(mut self, outcome: Code) {
+        self.write(outcome);
+    }
+
+    /// Another node carries it out, and records it.
+    pub fn is_passed_on(mut self) {
+        self.recorded = true;
+    }
+
+    fn write(&mut self, outcome: Code) {
+        self.recorded = true;
+        let Self { caller, call, asked, .. } = self;
+        let asked = &*asked.0.lock();
+        tracing::info!(target: AUDIT, %caller, call, asked, ?outcome, "a call");
+    }
+}
+
+impl Drop for CallRecord {
+    fn drop(&mut self) {
+        if !self.recorded {
+            self.write(Code::Unknown);
+        }
+    }
+}
+
+/// Calls of those who are not known: all are counted, and a few are logged, because anyone can make many.
+#[derive(Debug, Default)]
+struct Strangers {
+    logged: Mutex<(u64, Option<Instant>)>,
+}
+
+impl Strangers {
+    fn note(&self, path: &str, why: &str) {
+        let mut logged = self.logged.lock();
+        logged.0 += 1;
+        let now = Instant::now();
+        if logged.1.is_none_or(|last| now.duration_since(last) >= LOG_INTERVAL) {
+            logged.1 = Some(now);
+            let so_far = logged.0;
+            let call: String = path.chars().take(MAX_PATH).collect();
+            tracing::info!(target: AUDIT, call, why, so_far, "refused a caller that is not known");
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
 struct Authorize<S> {
     inner: S,
     tokens: KnownTokens,
+    strangers: Arc<Strangers>,
 }
 
 impl<S> Authorize<S> {
@@ -121,12 +189,37 @@ impl<S> Authorize<S> {
         let TokenHolder { user, ended } = self.tokens.holder(token)?;
         Ok((Caller::User(user), Some(ended)))
     }
+
+    /// Whether the call may be made, by whom, and until when.
+    fn check<B>(
+        &self,
+        request: &Request<B>,
+    ) -> Result<(Caller, Option<CancellationToken>), Status> {
+        let path = request.uri().path();
+        let found = self.caller(request.extensions().get(), request.headers());
+        let (caller, ended) = found.map_err(|why| {
+            self.strangers.note(path, why);
+            Status::unauthenticated(why)
+        })?;
+        let Err(denied) = rights::check(&caller, path) else { return Ok((caller, ended)) };
+        let refused = refusal(&denied);
+        match &caller {
+            Caller::Unknown => self.strangers.note(path, refused.message()),
+            known if rights::is_recorded(path) => {
+                CallRecord::new(known, path).ends(refused.code());
+            }
+            _ => {}
+        }
+        Err(refused)
+    }
 }
 
 impl<S, B, A> Service<Request<B>> for Authorize<S>
 where
-    S: Service<Request<B>, Response = Response<A>, Error = Infallible>,
+    S: Service<Request<Body>, Response = Response<A>, Error = Infallible>,
     S::Future: Send + 'static,
+    B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<StdError>,
     A: HttpBody<Data = Bytes> + Send + Unpin + 'static,
     A::Error: Into<StdError>,
 {
@@ -139,45 +232,49 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let connection: Option<&Connection> = request.extensions().get();
-        let found = self.caller(connection, request.headers());
-        let (caller, ended) = match found {
+        let (caller, ended) = match self.check(&request) {
             Ok(found) => found,
-            Err(why) => {
-                let refused = Status::unauthenticated(why).into_http();
-                return Box::pin(async { Ok(refused) });
-            }
+            Err(refused) => return Box::pin(async move { Ok(refused.into_http()) }),
         };
         let path = request.uri().path();
-        let recorded = rights::is_recorded(path).then(|| Record::new(&caller, path));
-        if let Err(denied) = rights::check(&caller, path) {
-            let refused = refusal(&denied);
-            if let Some(record) = recorded {
-                record.ends(refused.code());
-            }
-            return Box::pin(async { Ok(refused.into_http()) });
-        }
+        let record = rights::is_recorded(path).then(|| CallRecord::new(&caller, path));
         request.extensions_mut().insert(caller);
-        if let Some(record) = &recorded {
+        if let Some(record) = &record {
             request.extensions_mut().insert(record.asked.clone());
         }
-        let answer = self.inner.call(request);
+        let Some(ended) = ended else {
+            let answer = self.inner.call(request.map(Body::new));
+            return Box::pin(async move { Ok(recorded(answer.await?.map(Body::new), record)) });
+        };
+        let asking =
+            |body| Body::new(Asking { body, ended: Box::pin(ended.clone().cancelled_owned()) });
+        let answer = self.inner.call(request.map(asking));
         Box::pin(async move {
-            let answer = answer.await?;
-            let mut recorded = recorded;
-            // An answer without content has its outcome among its headers.
-            if let Some(outcome) = outcome_in(answer.headers())
-                && let Some(record) = recorded.take()
-            {
-                record.ends(outcome);
-            }
-            if recorded.is_none() && ended.is_none() {
-                return Ok(answer.map(Body::new));
-            }
-            let ended = ended.map(|ended| Box::pin(ended.cancelled_owned()));
-            Ok(answer.map(|body| Body::new(Answer { body, recorded, ended })))
+            // What a service waits for, as the rest of a request, ends with the token.
+            let answer = tokio::select! {
+                biased;
+                () = ended.cancelled() => over().into_http(),
+                answer = answer => {
+                    let ended = Some(Box::pin(ended.cancelled_owned()));
+                    answer?.map(|body| Body::new(Answer { body, ended }))
+                }
+            };
+            Ok(recorded(answer, record))
         })
     }
+}
+
+/// The token of the caller ended. What was asked for may be carried out.
+fn over() -> Status {
+    Status::cancelled("the token of the caller was removed, or expired")
+}
+
+/// Writes down how a call went: one that failed has its outcome among the headers of the answer.
+fn recorded(answer: Response<Body>, record: Option<CallRecord>) -> Response<Body> {
+    if let Some(record) = record {
+        record.ends(outcome_in(answer.headers()).unwrap_or(Code::Ok));
+    }
+    answer
 }
 
 fn refusal(denied: &Denied) -> Status {
@@ -193,39 +290,47 @@ fn outcome_in(headers: &HeaderMap) -> Option<Code> {
     Some(Code::from_bytes(status.as_bytes()))
 }
 
-/// The record of a call that is under way. One that is dropped ended without an answer.
-struct Record {
-    caller: Caller,
-    call: String,
-    asked: Asked,
-    recorded: bool,
+type Ended = Pin<Box<WaitForCancellationFutureOwned>>;
+
+/// The body of a request by token, which fails when the token ends.
+struct Asking<B> {
+    body: B,
+    ended: Ended,
 }
 
-impl Record {
-    fn new(caller: &Caller, call: &str) -> Self {
-        let asked = Asked::default();
-        Self { caller: caller.clone(), call: call.to_owned(), asked, recorded: false }
-    }
+impl<B> HttpBody for Asking<B>
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+    B::Error: Into<StdError>,
+{
+    type Data = Bytes;
+    type Error = Status;
 
-    fn ends(mut self, outcome: Code) {
-        self.recorded = true;
-        record(&self.caller, &self.call, &self.asked.0.lock(), outcome);
-    }
-}
-
-impl Drop for Record {
-    fn drop(&mut self) {
-        if !self.recorded {
-            record(&self.caller, &self.call, &self.asked.0.lock(), Code::Cancelled);
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if self.ended.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Some(Err(over())));
         }
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        polled
+            .map(|frame| frame.map(|frame| frame.map_err(|error| Status::from_error(error.into()))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
-/// The body of an answer: its end says how the call went, and comes early if the caller's token ends.
+/// The body of an answer to a request by token, which ends when the token does.
 struct Answer<A> {
     body: A,
-    recorded: Option<Record>,
-    ended: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    ended: Option<Ended>,
 }
 
 impl<A: HttpBody<Data = Bytes> + Unpin> HttpBody for Answer<A> {
@@ -236,29 +341,17 @@ impl<A: HttpBody<Data = Bytes> + Unpin> HttpBody for Answer<A> {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, A::Error>>> {
-        if let Some(ended) = &mut self.ended
-            && ended.as_mut().poll(cx).is_ready()
-        {
+        let Some(ended) = &mut self.ended else { return Poll::Ready(None) };
+        if ended.as_mut().poll(cx).is_ready() {
             self.ended = None;
-            let status = Status::cancelled("the token of the caller was removed, or expired");
-            if let Some(record) = self.recorded.take() {
-                record.ends(status.code());
-            }
-            let trailers = status.into_http::<Body>().headers().clone();
+            let trailers = over().into_http::<Body>().headers().clone();
             return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
         }
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
-        if let Poll::Ready(Some(Ok(frame))) = &polled
-            && let Some(outcome) = frame.trailers_ref().and_then(outcome_in)
-            && let Some(record) = self.recorded.take()
-        {
-            record.ends(outcome);
-        }
-        polled
+        Pin::new(&mut self.body).poll_frame(cx)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.ended.is_none() || self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

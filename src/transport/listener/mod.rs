@@ -5,7 +5,8 @@
 //! clients keeps peers out, and no number of silent connections keeps out either: the oldest silent
 //! one makes way for the next. When the share of clients is full, the one of them that had no open request
 //! for longest makes way for the next, if that is for a minute: a client that keeps a stream open, or asks
-//! once a minute, keeps its place. Accepting continues whatever fails, at a bounded pace.
+//! once a minute, keeps its place. A client of whom it is not known who it is, which may ask for health alone, stays
+//! silent, and its connection ends. Accepting continues whatever fails, at a bounded pace.
 
 mod admit;
 mod authorize;
@@ -14,7 +15,7 @@ mod table;
 
 pub use admit::admit_clients;
 pub use authorize::{
-    AUDIT, KnownTokens, TokenHolder, Tokens, authorize, caller_of, note_asked, record_call,
+    AUDIT, CallRecord, KnownTokens, TokenHolder, Tokens, authorize, caller_of, note_asked,
 };
 pub use stream::{Accepted, Incoming, incoming, incoming_within};
 pub use table::{Connection, ConnectionLimits, ConnectionStats, Connections};

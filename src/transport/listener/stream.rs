@@ -22,6 +22,8 @@ use super::table::{Connection, Connections};
 /// A pause after an accept that failed: it would fail again at once, for as long as no descriptor is
 /// free.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Timers do not reach further. A certificate is looked at again then.
+const LONGEST_SLEEP: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// A failing accept is logged so often.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -136,6 +138,10 @@ pub struct Accepted {
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
     /// Until when its first request must be let in; `None`: it was.
     deadline: Option<Pin<Box<Sleep>>>,
+    /// Until the certificate of the other side ends, once that is known.
+    certified: Option<Pin<Box<Sleep>>>,
+    /// It was refused, and that is noted.
+    refused: bool,
 }
 
 impl Accepted {
@@ -150,13 +156,26 @@ impl Accepted {
         let deadline = Some(Box::pin(sleep(connections.first_request())));
         let connections = Arc::clone(connections);
         let (cut, refusals) = (Box::pin(cut.cancelled_owned()), Arc::clone(refusals));
-        Self { stream, far, connection, connections, refusals, cut, deadline }
+        Self {
+            stream,
+            far,
+            connection,
+            connections,
+            refusals,
+            cut,
+            deadline,
+            certified: None,
+            refused: false,
+        }
     }
 
     /// Whether the connection is over, whatever the other side does. Asked whenever it is read or written:
     /// while the other side takes nothing, nothing is read.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         if self.cut.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(io::ErrorKind::ConnectionAborted.into());
+        }
+        if self.certified.as_mut().is_some_and(|end| end.as_mut().poll(cx).is_ready()) {
             return Poll::Ready(io::ErrorKind::ConnectionAborted.into());
         }
         let Some(deadline) = &mut self.deadline else { return Poll::Pending };
@@ -170,6 +189,39 @@ impl Accepted {
         self.connection.note_ended();
         self.connection.cut();
         Poll::Ready(io::ErrorKind::TimedOut.into())
+    }
+}
+
+impl Accepted {
+    /// Notes who is at the other end, or that the connection was refused before that was known. Whichever is
+    /// first of a read and a write meets it.
+    fn watched<T>(
+        &mut self,
+        outcome: Poll<io::Result<T>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<T>> {
+        match &outcome {
+            Poll::Ready(Ok(_)) if self.certified.is_none() => {
+                if let Some(left) = self.stream.certified_for() {
+                    let mut end = Box::pin(sleep(left.min(LONGEST_SLEEP)));
+                    // So that its end is noticed.
+                    if end.as_mut().poll(cx).is_ready() {
+                        return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+                    }
+                    self.certified = Some(end);
+                }
+            }
+            Poll::Ready(Err(error))
+                if !self.refused
+                    && !self.stream.is_known()
+                    && error.kind() != io::ErrorKind::UnexpectedEof =>
+            {
+                self.refused = true;
+                self.refusals.note(&self.connection, self.far, error);
+            }
+            _ => {}
+        }
+        outcome
     }
 }
 
@@ -197,13 +249,7 @@ impl AsyncRead for Accepted {
             return Poll::Ready(Err(error));
         }
         let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        if let Poll::Ready(Err(error)) = &read
-            && self.stream.caller().get().is_none()
-            && error.kind() != io::ErrorKind::UnexpectedEof
-        {
-            self.refusals.note(&self.connection, self.far, error);
-        }
-        read
+        self.watched(read, cx)
     }
 }
 
@@ -216,7 +262,8 @@ impl AsyncWrite for Accepted {
         if let Poll::Ready(error) = self.poll_end(cx) {
             return Poll::Ready(Err(error));
         }
-        Pin::new(&mut self.stream).poll_write(cx, buffer)
+        let written = Pin::new(&mut self.stream).poll_write(cx, buffer);
+        self.watched(written, cx)
     }
 
     fn poll_write_vectored(
@@ -227,7 +274,8 @@ impl AsyncWrite for Accepted {
         if let Poll::Ready(error) = self.poll_end(cx) {
             return Poll::Ready(Err(error));
         }
-        Pin::new(&mut self.stream).poll_write_vectored(cx, buffers)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, buffers);
+        self.watched(written, cx)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -242,6 +290,9 @@ impl AsyncWrite for Accepted {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Poll::Ready(error) = self.poll_end(cx) {
+            return Poll::Ready(Err(error));
+        }
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

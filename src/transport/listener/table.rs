@@ -209,6 +209,13 @@ impl Connections {
         (Connection { id, table: Arc::clone(self), caller: Arc::default() }, cut)
     }
 
+    /// Ends all that are open.
+    pub fn cut_all(&self) {
+        for open in self.state.lock().open.values() {
+            open.cut.cancel();
+        }
+    }
+
     /// How long a connection may be silent.
     pub(super) const fn first_request(&self) -> Duration {
         self.limits.first_request
