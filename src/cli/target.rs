@@ -11,6 +11,7 @@ use shardhost_proto::admin::{
     GroupStatus, HostStatus, ListGroupsRequest, ShowGroupRequest, StatusRequest,
 };
 use shardhost_security::channel::Channel;
+use shardhost_security::connect::wants_tls;
 use shardhost_server::config::check_address;
 use tokio::time::Instant;
 use tonic::transport::Endpoint;
@@ -24,6 +25,8 @@ use super::shown::shown;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long it may take for one for which it asks the catalog: it gives up itself before that, and says why.
 const CATALOG_ANSWER_TIMEOUT: Duration = ANSWERS_WITHIN.saturating_add(ANSWER_TIMEOUT);
+/// How long a node may take to say that it speaks TLS.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 /// Between two questions for a leader.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -196,7 +199,10 @@ impl Node {
     /// Asks the node at `address` who it is.
     pub async fn connect(address: &str) -> anyhow::Result<Self> {
         let mut admin = admin(address)?;
-        let status = promptly(address, admin.status(StatusRequest {})).await?;
+        let status = match promptly(address, admin.status(StatusRequest {})).await {
+            Ok(status) => status,
+            Err(error) => return Err(with_the_way_in(address, error).await),
+        };
         Ok(Self { address: address.to_owned(), admin, status })
     }
 
@@ -240,6 +246,17 @@ impl Node {
         let at = all.iter().position(|address| address == asked).unwrap_or(0);
         all.get((at + 1) % all.len().max(1)).cloned().unwrap_or_else(|| asked.to_owned())
     }
+}
+
+/// The same error, unless the node speaks TLS and this process does not.
+async fn with_the_way_in(address: &str, error: anyhow::Error) -> anyhow::Error {
+    if security().credentials.is_none() && wants_tls(address, PROBE_TIMEOUT).await {
+        return anyhow::anyhow!(
+            "{address} speaks TLS; name the authority of the cluster and a certificate (--tls-ca, --tls-cert, \
+             --tls-key) or a token (--token-file)"
+        );
+    }
+    error
 }
 
 /// A client of a node's operators.

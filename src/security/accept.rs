@@ -48,6 +48,9 @@ const NO_TLS: &[u8] = &[0x15, 3, 3, 0, 2, 2, 70];
 /// `INADEQUATE_SECURITY` and a text.
 const WANTS_TLS: &[u8] = b"\0\0\0\x04\0\0\0\0\0\0\0\x2d\x07\0\0\0\0\0\0\0\0\0\0\0\0\x0cthis node speaks TLS; connect with it";
 
+/// The text at the end of it.
+pub(super) const WANTS_TLS_TEXT: &[u8] = b"this node speaks TLS; connect with it";
+
 impl Accepting {
     /// A connection of a listener: over TLS with these credentials, or without.
     ///

@@ -2,14 +2,17 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 use rustls::{AlertDescription, CertificateError};
 use shardhost_proto::ids::NodeId;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 pub use tokio_rustls::client::TlsStream;
 
+use super::accept::WANTS_TLS_TEXT;
 use super::credentials::Credentials;
 use super::identity::{CertificateFacts, Identity};
 
@@ -35,6 +38,32 @@ pub async fn connect(
         None => Ok(stream),
     }
 }
+
+/// Whether the node at an address speaks TLS alone, as it says to those who speak none. Not known within so
+/// long: no.
+pub async fn wants_tls(address: &str, within: Duration) -> bool {
+    let asked = async {
+        let mut stream = TcpStream::connect(address).await.ok()?;
+        stream.write_all(HTTP_BEGINS).await.ok()?;
+        let mut said = Vec::new();
+        let mut part = [0; 256];
+        // It says less.
+        while said.len() < 1_024 {
+            match stream.read(&mut part).await {
+                Ok(0) | Err(_) => break,
+                Ok(length) => said.extend_from_slice(&part[..length]),
+            }
+            if said.ends_with(WANTS_TLS_TEXT) {
+                return Some(());
+            }
+        }
+        None
+    };
+    tokio::time::timeout(within, asked).await.ok().flatten().is_some()
+}
+
+/// How HTTP/2 begins.
+const HTTP_BEGINS: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 fn check(stream: &TlsStream<TcpStream>, meant: NodeId) -> io::Result<()> {
     let (_, session) = stream.get_ref();

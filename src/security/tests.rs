@@ -183,6 +183,7 @@ async fn who_speaks_tls_where_there_is_none_hears_of_it_and_the_other_way_round(
     let length = plain.read(&mut said).await.unwrap();
     let text = String::from_utf8_lossy(&said[..length]).into_owned();
     assert!(text.contains("this node speaks TLS"), "{text}");
+    assert!(said[..length].ends_with(super::accept::WANTS_TLS_TEXT));
     // A frame of the length that it says: 9 of settings, 9 before 8 and the text.
     assert_eq!(length, 9 + 9 + usize::from(said[11]), "{text:?}");
 }
@@ -278,6 +279,10 @@ async fn an_authority_is_replaced_by_way_of_both() {
     let (one, two) = (old.node(1), old.node(2));
     let both = format!("{}{}", old.authority.certificate, new.authority.certificate);
     std::fs::write(old.path("ca.pem"), both).unwrap();
+    // All believe both before one shows a certificate of the new one.
+    for credentials in [&one, &two] {
+        assert_eq!(credentials.reload().unwrap(), Reloaded::Changed);
+    }
     for (node, credentials) in [(1, &one), (2, &two)] {
         old.write(
             &format!("node-{node}"),
@@ -355,5 +360,25 @@ fn secrets_are_not_shown() {
     let body = secret.lines().nth(1).unwrap();
     for shown in [format!("{credentials:?}"), format!("{:?}", office.authority)] {
         assert!(!shown.contains(body) && !shown.contains("PRIVATE"), "{shown}");
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_speaks_tls_alone_is_recognized() {
+    let office = Office::new("shop");
+    let (node, within) = (office.node(1), Duration::from_secs(20));
+    for (credentials, wants) in [(Some(&node), true), (None, false)] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let accept = async {
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut accepted = Accepting::new(stream, credentials).unwrap();
+            let mut said = [0; 24];
+            // One without TLS hears how HTTP/2 begins, and ends the connection.
+            assert_eq!(accepted.read_exact(&mut said).await.is_ok(), !wants);
+        };
+        let asked = super::connect::wants_tls(&address, within);
+        let ((), found) = tokio::join!(accept, asked);
+        assert_eq!(found, wants);
     }
 }

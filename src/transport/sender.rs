@@ -11,6 +11,7 @@ use rand::Rng;
 use shardhost_groups::transport::Lane;
 use shardhost_proto::peer::Welcome;
 use shardhost_security::channel::Channel;
+use shardhost_security::connect::wants_tls;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::{Request, Status, Streaming};
 
@@ -82,7 +83,7 @@ pub(super) async fn run(shared: Arc<Shared>, peer: Arc<Peer>, lane: Lane) {
         let ended = tokio::select! {
             () = peer.stop.cancelled() => break,
             _ = address.changed() => None,
-            error = attempt.run(&target) => Some(error),
+            error = attempt.run(&target) => Some(explained(&shared.config, &target, error).await),
             () = listens(&shared.config, &configured, course.look_after()),
                 if place == Place::Learnt => Some(LaneError::ConfiguredListens),
         };
@@ -127,6 +128,17 @@ async fn listens(config: &TransportConfig, address: &str, wait: Duration) {
             return;
         }
     }
+}
+
+/// The same error, unless the node there speaks TLS and this one does not: HTTP/2 says that in riddles.
+async fn explained(config: &TransportConfig, address: &str, error: LaneError) -> LaneError {
+    let unclear =
+        matches!(error, LaneError::Connect(..) | LaneError::Ended(..) | LaneError::Closed);
+    if unclear && config.credentials.is_none() && wants_tls(address, config.connect_timeout).await {
+        let cause = "it speaks TLS, and this node has no certificates".to_owned();
+        return LaneError::Connect(address.to_owned(), cause);
+    }
+    error
 }
 
 /// Warns once per cause, not once per attempt.

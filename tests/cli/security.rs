@@ -10,6 +10,7 @@ use shardhost_client::security::{Caller, Credentials, TlsFiles, User, rights};
 use shardhost_client::{Client, ClientOptions};
 use shardhost_proto::grants::Grant;
 use shardhost_proto::methods::METHODS;
+use shardhost_proto::version::ClusterVersion;
 use tempfile::TempDir;
 use tonic::Code;
 use tonic::codegen::http::uri::PathAndQuery;
@@ -104,7 +105,7 @@ async fn each_user_may_do_what_its_certificate_grants() {
         ("bob", &["group", "list"]),
         ("ann", &["node", "list"]),
         ("ann", &["balance", "mode", "off"]),
-        ("root", &["group", "require", "1000000", "fifo", "--even-if-ineligible"]),
+        ("root", &["group", "require", "2000000", "fifo", "--even-if-ineligible"]),
     ];
     for (user, arguments) in allowed {
         let done = office.run(&servers, user, arguments).await;
@@ -252,7 +253,11 @@ async fn a_token_counts_until_it_is_removed_also_in_a_stream_that_is_open() {
     let office = Office::new("shardhost", 3).await;
     let servers = three(&office).await;
     let made = ["token", "make", "worker", "--grants", "client", "--json"];
-    office.until(&servers, "root", &["token", "list"]).await;
+    let raised = || async {
+        let shown = office.run(&servers, "root", &["cluster", "version", "--json"]).await;
+        shown.code == 0 && shown.json()["version"] == ClusterVersion::NEWEST.get()
+    };
+    servers.until("tokens are known", raised).await;
     let made = office.run(&servers, "root", &made).await.json();
     let (id, text) = (made["id"].as_str().unwrap(), made["token"].as_str().unwrap());
     let file = office.path("token");

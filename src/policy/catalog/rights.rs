@@ -9,7 +9,7 @@ use super::command::{Command, Operation};
 pub enum Sender {
     /// Nodes alone: it is about what they know.
     Node,
-    /// Users with this grant, and nodes, which do it for users whom they checked.
+    /// Users with this grant, and nodes, which do it for users that they checked.
     NodeOr(Grant),
     /// Users with this grant.
     User(Grant),

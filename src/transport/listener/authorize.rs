@@ -190,7 +190,7 @@ impl<S> Authorize<S> {
         Ok((Caller::User(user), Some(ended)))
     }
 
-    /// Whether the call may be made, by whom, and until when.
+    /// Whether the call may be made, who makes it, and until when.
     fn check<B>(
         &self,
         request: &Request<B>,

@@ -5,7 +5,7 @@
 //! clients keeps peers out, and no number of silent connections keeps out either: the oldest silent
 //! one makes way for the next. When the share of clients is full, the one of them that had no open request
 //! for longest makes way for the next, if that is for a minute: a client that keeps a stream open, or asks
-//! once a minute, keeps its place. A client of whom it is not known who it is, which may ask for health alone, stays
+//! once a minute, keeps its place. A client that is not known, which may ask for health alone, stays
 //! silent, and its connection ends. Accepting continues whatever fails, at a bounded pace.
 
 mod admit;
