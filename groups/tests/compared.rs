@@ -13,7 +13,7 @@ use shardhost_groups::{
 use shardhost_storage::{GroupId, MemorySnapshots, MemoryStore, NodeId};
 use shardhost_testing::network::Network;
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(120);
 const ID: GroupId = GroupId::new(7);
 
 /// What a machine holds; the test may change it behind the back of the group.

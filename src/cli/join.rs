@@ -252,6 +252,7 @@ mod tests {
         let mut config = ServerConfig::alone(directory.path());
         config.node = 0;
         config.listen = "10.0.0.4:7411".parse().unwrap();
+        config.insecure = true;
         known.configure(&mut config, &JOINING).unwrap();
         assert_eq!((config.node, &*config.cluster, config.alone), (4, "shop", false));
         assert_eq!(config.nodes["4"], "10.0.0.4:7411", "it may have moved");

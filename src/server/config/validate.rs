@@ -124,7 +124,7 @@ impl ServerConfig {
             return Ok(());
         }
         let message = format!(
-            "other machines reach {}, and without TLS whoever reaches it may do everything; name certificates \
+            "other machines reach {}, and without TLS all who reach it may do everything; name certificates \
              (`shardhost cert` makes some), or say `--insecure` (in a file: `insecure = true`) if every machine \
              that reaches it is trusted",
             self.listen
