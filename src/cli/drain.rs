@@ -266,7 +266,7 @@ fn what_is_missing(status: &DrainStatus) -> Option<String> {
 
 /// A node, or what keeps it from being asked.
 enum Reached {
-    Answers { balance: BalanceClient<Channel>, address: String },
+    Answers { balance: Box<BalanceClient<Channel>>, address: String },
     Silent(String),
 }
 
@@ -287,7 +287,7 @@ async fn reach(number: u64, target: &Target) -> anyhow::Result<Reached> {
             address
         }
     };
-    Ok(Reached::Answers { balance: BalanceClient::new(channel(&address)?), address })
+    Ok(Reached::Answers { balance: Box::new(BalanceClient::new(channel(&address)?)), address })
 }
 
 /// The drain of a node that the catalog intends; `None`: it intends none.

@@ -330,9 +330,21 @@ pub fn said(address: &str, status: &tonic::Status) -> anyhow::Error {
         }
         (_, Some(info)) => anyhow::anyhow!("{address}: {words} [{}]", info.reason),
         // A node that gives a cause was reached.
-        (tonic::Code::Unavailable, None) => anyhow::anyhow!("{address} cannot be reached"),
+        (tonic::Code::Unavailable, None) => match deepest_cause(status) {
+            Some(cause) => anyhow::anyhow!("{address} cannot be reached: {}", shown(&cause)),
+            None => anyhow::anyhow!("{address} cannot be reached"),
+        },
         (_, None) => anyhow::anyhow!("{address}: {words}"),
     }
+}
+
+/// What went wrong on the way to a node.
+fn deepest_cause(status: &tonic::Status) -> Option<String> {
+    let mut cause = std::error::Error::source(status)?;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    Some(cause.to_string()).filter(|text| !text.is_empty())
 }
 
 #[cfg(test)]

@@ -137,7 +137,7 @@ async fn each_user_may_do_what_its_certificate_grants() {
     // What operators did, and what was denied, is on record, with who did it.
     let all: String = (1..=3).map(|node| servers.log(node)).collect();
     for (who, words, outcome) in [
-        ("user root (admin)", "capabilities: [\"fifo\"]", "Ok"),
+        ("user root (admin)", "even_if_ineligible: true", "Ok"),
         ("user ann (operator)", "SetPlannerMode", "Ok"),
         ("user bob (reader)", "TransferLeader", "PermissionDenied"),
         ("user ann (operator)", "PutToken", "PermissionDenied"),
