@@ -100,7 +100,13 @@ async fn make(
         digest: TokenDigest::new(token.sha256()),
         expires_ms: for_ms.map(|for_ms| now_ms().saturating_add(for_ms)),
     };
-    Catalog::reach(target).await?.apply(None, Operation::PutToken(new)).await?;
+    let made = async { Catalog::reach(target).await?.apply(None, Operation::PutToken(new)).await };
+    if let Err(error) = made.await {
+        if let Some((path, _)) = file {
+            std::fs::remove_file(path).with_context(|| format!("{} stays", path.display()))?;
+        }
+        return Err(error);
+    }
     let id = format!("{:016x}", token.id());
     if let Some((path, mut file)) = file {
         let written = file.write_all(format!("{}\n", token.text()).as_bytes());

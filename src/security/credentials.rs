@@ -7,6 +7,7 @@ use std::fmt;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -93,6 +94,10 @@ impl Contents {
 
 fn read(path: &Path) -> Result<Vec<u8>, CredentialError> {
     let fails = |error| CredentialError::Read { path: path.to_owned(), error };
+    // A pipe, or a device, would be waited for.
+    if !std::fs::metadata(path).map_err(fails)?.is_file() {
+        return Err(fails(std::io::Error::other("it is no file")));
+    }
     let file = std::fs::File::open(path).map_err(fails)?;
     let mut bytes = Vec::new();
     file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(fails)?;
@@ -124,6 +129,8 @@ struct Inner {
     loaded: ArcSwap<Loaded>,
     /// When the files were read last.
     looked: Mutex<Instant>,
+    /// How often an authority was taken out.
+    removals: AtomicU64,
 }
 
 /// What became of files that were read again.
@@ -133,8 +140,6 @@ pub enum Reloaded {
     Same,
     /// They are used for new connections.
     Changed,
-    /// The same, and an authority is not believed any more: connections that it made possible are to end.
-    AuthorityRemoved,
 }
 
 /// Two are equal if they are clones of one.
@@ -164,8 +169,16 @@ impl Credentials {
     pub fn load(files: TlsFiles) -> Result<Self, CredentialError> {
         let loaded = Loaded::new(&files, Contents::read(&files)?)?;
         let looked = Mutex::new(Instant::now());
-        let inner = Inner { files, loaded: ArcSwap::from_pointee(loaded), looked };
+        let loaded = ArcSwap::from_pointee(loaded);
+        let inner = Inner { files, loaded, looked, removals: AtomicU64::new(0) };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// How often an authority was taken out of the files that are in use, whichever look at them noticed it:
+    /// connections that one made possible are to end then.
+    #[must_use]
+    pub fn removals(&self) -> u64 {
+        self.inner.removals.load(Ordering::Acquire)
     }
 
     /// What the own certificate says; `None`: there is none.
@@ -231,7 +244,10 @@ impl Credentials {
         let stays = |authority: &CertificateDer<'_>| loaded.authorities.contains(authority);
         let all_stay = present.authorities.iter().all(stays);
         self.inner.loaded.store(Arc::new(loaded));
-        Ok(if all_stay { Reloaded::Changed } else { Reloaded::AuthorityRemoved })
+        if !all_stay {
+            self.inner.removals.fetch_add(1, Ordering::AcqRel);
+        }
+        Ok(Reloaded::Changed)
     }
 
     /// The same, if the last look at the files is [`LOOK_EVERY`] ago: for those who connect now and then. What

@@ -237,6 +237,11 @@ fn files_that_do_not_fit_together_are_refused_by_name() {
         files.own.as_mut().unwrap().1 = key;
     });
     assert!(matches!(error, CredentialError::OtherKey { .. }), "{error}");
+    let pipe = office.path("pipe");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
+    assert!(made.success());
+    let error = with(&|files| files.ca = pipe.clone());
+    assert!(error.to_string().contains("it is no file"), "{error}");
     let error = with(&|files| files.ca = office.path("nowhere"));
     assert!(error.to_string().contains("nowhere"), "{error}");
     for (text, what) in [("", "certificate"), ("-----BEGIN CERTIFICATE-----\nxx", "certificate")] {
@@ -292,7 +297,11 @@ async fn an_authority_is_replaced_by_way_of_both() {
         assert!(meet(Some(&one), &two, Some(1)).await.connected.is_ok());
     }
     std::fs::write(old.path("ca.pem"), &new.authority.certificate).unwrap();
-    assert_eq!(one.reload().unwrap(), Reloaded::AuthorityRemoved);
+    assert_eq!(one.removals(), 0, "another one beside it takes nothing");
+    assert_eq!(one.reload().unwrap(), Reloaded::Changed);
+    // Who looks next finds nothing new, and is to know all the same.
+    assert_eq!(one.reload().unwrap(), Reloaded::Same);
+    assert_eq!(one.removals(), 1);
     assert!(meet(Some(&one), &two, Some(1)).await.connected.is_ok());
 }
 

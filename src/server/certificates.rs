@@ -16,13 +16,15 @@ const WARN_EVERY: Duration = Duration::from_secs(6 * 60 * 60);
 /// Takes new certificates when the files change, until `stop`.
 pub(super) async fn follow(host: Host, credentials: Credentials, stop: CancellationToken) {
     let follow = async {
-        let (mut complained, mut warned) = (None, None);
+        let (mut complained, mut warned, mut removals) = (None, None, credentials.removals());
         loop {
             let read = credentials.clone();
             let looked = tokio::task::spawn_blocking(move || read.reload());
             match looked.await {
                 Ok(outcome) => {
-                    if matches!(outcome, Ok(Reloaded::AuthorityRemoved)) {
+                    // A connection may have looked at the files first.
+                    if credentials.removals() != removals {
+                        removals = credentials.removals();
                         tracing::info!(
                             "an authority is not believed any more: all connections are made anew"
                         );

@@ -76,7 +76,7 @@ impl Tokens for KnownHere {
     fn holder(&self, token: &str) -> Result<TokenHolder, &'static str> {
         let token = TokenText::parse(token).ok_or("the token is none of shardhost's")?;
         let known = self.known.read();
-        let unknown = "the token is not known: it was removed, or made for another cluster";
+        let unknown = "the token is not known here: it was removed, made a moment ago, or made for another cluster";
         let (record, ended) = known.get(&token.id()).ok_or(unknown)?;
         if *record.digest.as_bytes() != token.sha256() {
             return Err(unknown);

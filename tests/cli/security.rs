@@ -297,7 +297,10 @@ async fn a_token_counts_until_it_is_removed_also_in_a_stream_that_is_open() {
     };
     servers.until("no stream takes anything any more", refused).await;
     let refused = servers.run(1, &put).await;
-    assert!(refused.code != 0 && refused.stderr.contains("the token is not known"), "{refused:?}");
+    assert!(
+        refused.code != 0 && refused.stderr.contains("the token is not known here"),
+        "{refused:?}"
+    );
     for node in 1..=3 {
         assert!(!servers.log(node).contains(secret), "a secret is in the log of node {node}");
     }

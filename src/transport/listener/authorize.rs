@@ -187,6 +187,9 @@ impl<S> Authorize<S> {
         let token = header.to_str().ok().and_then(|header| header.strip_prefix("Bearer "));
         let token = token.ok_or("the authorization of a request is `Bearer` and a token")?;
         let TokenHolder { user, ended } = self.tokens.holder(token)?;
+        if connection.is_some_and(|connection| !connection.uses(&ended)) {
+            return Err("over this connection too many tokens were used; open another one");
+        }
         Ok((Caller::User(user), Some(ended)))
     }
 
@@ -356,5 +359,180 @@ impl<A: HttpBody<Data = Bytes> + Unpin> HttpBody for Answer<A> {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{ConnectionLimits, Connections};
+    use super::*;
+
+    /// One user with one token.
+    #[derive(Debug)]
+    struct One(CancellationToken);
+
+    impl Tokens for One {
+        fn holder(&self, token: &str) -> Result<TokenHolder, &'static str> {
+            match token {
+                "ann" => {
+                    let grants = "operator".parse().unwrap();
+                    let user = User { name: token.to_owned(), grants };
+                    Ok(TokenHolder { user, ended: self.0.clone() })
+                }
+                _ => Err("the token is not known"),
+            }
+        }
+    }
+
+    /// Part of a body, after which nothing comes.
+    struct Half(Option<Bytes>);
+
+    impl HttpBody for Half {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            match self.0.take() {
+                Some(part) => Poll::Ready(Some(Ok(Frame::data(part)))),
+                None => Poll::Pending,
+            }
+        }
+    }
+
+    /// Reads a request to its end, and then answers without one.
+    #[derive(Clone)]
+    struct Reads(Arc<Mutex<Vec<String>>>);
+
+    impl Service<Request<Body>> for Reads {
+        type Response = Response<Body>;
+        type Error = Infallible;
+        type Future = BoxFuture<Response<Body>, Infallible>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, request: Request<Body>) -> Self::Future {
+            let seen = Arc::clone(&self.0);
+            let caller = request.extensions().get::<Caller>().cloned().unwrap();
+            seen.lock().push(caller.to_string());
+            let streams = request.uri().path().ends_with("/Pipeline");
+            Box::pin(async move {
+                if streams {
+                    let body = request.into_body();
+                    tokio::spawn(async move {
+                        let mut body = std::pin::pin!(body);
+                        let next = |cx: &mut Context<'_>| body.as_mut().poll_frame(cx);
+                        let mut next = std::future::poll_fn(next);
+                        while let Some(Ok(_)) = (&mut next).await {}
+                        seen.lock().push("the request ended".to_owned());
+                    });
+                    return Ok(Response::new(Body::new(Half(None))));
+                }
+                let mut body = std::pin::pin!(request.into_body());
+                let mut next = std::future::poll_fn(|cx| body.as_mut().poll_frame(cx));
+                while let Some(Ok(_)) = (&mut next).await {}
+                seen.lock().push("the request ended".to_owned());
+                Ok(Response::new(Body::empty()))
+            })
+        }
+    }
+
+    struct World {
+        service: Authorize<Reads>,
+        seen: Arc<Mutex<Vec<String>>>,
+        ended: CancellationToken,
+        connection: Connection,
+    }
+
+    impl World {
+        /// A connection over TLS without a certificate.
+        fn new() -> Self {
+            let (tokens, ended, seen) =
+                (KnownTokens::default(), CancellationToken::new(), Arc::default());
+            tokens.set(Arc::new(One(ended.clone())));
+            let inner = Reads(Arc::clone(&seen));
+            let service = Authorize { inner, tokens, strangers: Arc::default() };
+            let (connection, _) = Connections::new(ConnectionLimits::of(64)).enter();
+            Self { service, seen, ended, connection }
+        }
+
+        fn request(&self, path: &str, token: Option<&str>) -> Request<Half> {
+            let mut request = Request::new(Half(Some(Bytes::from_static(b"half"))));
+            *request.uri_mut() = path.parse().unwrap();
+            request.extensions_mut().insert(self.connection.clone());
+            if let Some(token) = token {
+                let token = format!("Bearer {token}").parse().unwrap();
+                request.headers_mut().insert(AUTHORIZATION, token);
+            }
+            request
+        }
+    }
+
+    const DRAIN: &str = "/shardhost.balance.v1.Balance/Drain";
+
+    fn code(answer: &Response<Body>) -> Option<Code> {
+        outcome_in(answer.headers())
+    }
+
+    #[tokio::test]
+    async fn who_is_not_known_or_lacks_a_grant_reaches_no_service() {
+        let mut world = World::new();
+        for (path, token, expected) in [
+            (DRAIN, None, Code::Unauthenticated),
+            (DRAIN, Some("eve"), Code::Unauthenticated),
+            ("/shardhost.admin.v1.Admin/RemoveNode", Some("ann"), Code::PermissionDenied),
+            ("/shardhost.peer.v1.Peer/Exchange", Some("ann"), Code::PermissionDenied),
+            ("/shardhost.balance.v1.Balance/Drain/", Some("ann"), Code::Unimplemented),
+            ("/nowhere", Some("ann"), Code::Unimplemented),
+            ("/nowhere", None, Code::Unimplemented),
+        ] {
+            let request = world.request(path, token);
+            let answer = world.service.call(request).await.unwrap();
+            assert_eq!(code(&answer), Some(expected), "{path} {token:?}");
+        }
+        assert!(world.seen.lock().is_empty());
+    }
+
+    /// A request could be begun with a token, and completed long after that was removed.
+    #[tokio::test]
+    async fn a_request_that_is_half_there_ends_with_its_token() {
+        let mut world = World::new();
+        let request = world.request(DRAIN, Some("ann"));
+        let answer = tokio::spawn(world.service.call(request));
+        while world.seen.lock().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        world.ended.cancel();
+        let answer = answer.await.unwrap().unwrap();
+        assert_eq!(code(&answer), Some(Code::Cancelled));
+        assert_eq!(*world.seen.lock(), ["user ann (operator)"], "the service never got all of it");
+    }
+
+    #[tokio::test]
+    async fn a_stream_ends_with_its_token_on_both_ways() {
+        let mut world = World::new();
+        let request = world.request("/shardhost.client.v1.Table/Pipeline", Some("ann"));
+        let answer = world.service.call(request).await.unwrap();
+        let mut body = std::pin::pin!(answer.into_body());
+        world.ended.cancel();
+        let frame = std::future::poll_fn(|cx| body.as_mut().poll_frame(cx)).await.unwrap().unwrap();
+        let trailers = frame.into_trailers().ok().unwrap();
+        assert_eq!(outcome_in(&trailers), Some(Code::Cancelled));
+        assert!(std::future::poll_fn(|cx| body.as_mut().poll_frame(cx)).await.is_none());
+        while world.seen.lock().len() < 2 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[test]
+    fn without_tls_nothing_is_checked() {
+        let world = World::new();
+        let request: Request<Half> = Request::new(Half(None));
+        let (caller, ended) = world.service.check(&request).unwrap();
+        assert!(caller == Caller::Unchecked && ended.is_none());
     }
 }

@@ -175,6 +175,10 @@ impl Accepted {
         if self.cut.as_mut().poll(cx).is_ready() {
             return Poll::Ready(io::ErrorKind::ConnectionAborted.into());
         }
+        // Asked for its keepalive at the latest.
+        if self.connection.outlived_a_token() {
+            return Poll::Ready(io::ErrorKind::ConnectionAborted.into());
+        }
         if self.certified.as_mut().is_some_and(|end| end.as_mut().poll(cx).is_ready()) {
             return Poll::Ready(io::ErrorKind::ConnectionAborted.into());
         }
@@ -343,6 +347,20 @@ mod tests {
         let ended = tokio::time::timeout(Duration::from_secs(20), accepted.write_all(&much)).await;
         let ended = ended.expect("it is written on and on").unwrap_err();
         assert_eq!(ended.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn a_connection_ends_with_a_token_that_was_used_over_it() {
+        let (mut incoming, address) = listen(ConnectionLimits::of(64)).await;
+        let mut far = TcpStream::connect(address).await.unwrap();
+        let mut accepted = incoming.next().await.unwrap().unwrap();
+        let (one, other) = (CancellationToken::new(), CancellationToken::new());
+        assert!(accepted.connection.uses(&one) && accepted.connection.uses(&other));
+        far.write_all(b"ab").await.unwrap();
+        assert_eq!(accepted.read_u8().await.unwrap(), b'a');
+        other.cancel();
+        let ended = accepted.read_u8().await.unwrap_err();
+        assert_eq!(ended.kind(), io::ErrorKind::ConnectionAborted);
     }
 
     #[tokio::test]

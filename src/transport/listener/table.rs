@@ -206,7 +206,15 @@ impl Connections {
         state.open.insert(id, Open::new(cut.clone()));
         state.silent.insert(id);
         state.stats.silent += 1;
-        (Connection { id, table: Arc::clone(self), caller: Arc::default() }, cut)
+        (
+            Connection {
+                id,
+                table: Arc::clone(self),
+                caller: Arc::default(),
+                tokens: Arc::default(),
+            },
+            cut,
+        )
     }
 
     /// Ends all that are open.
@@ -241,7 +249,12 @@ pub struct Connection {
     id: u64,
     table: Arc<Connections>,
     caller: Arc<OnceLock<Caller>>,
+    /// What ends when the tokens do that were used over it.
+    tokens: Arc<Mutex<Vec<CancellationToken>>>,
 }
+
+/// Tokens that may be used over one connection.
+const MOST_TOKENS: usize = 8;
 
 impl Connection {
     /// Who is at the other end, as its certificate says.
@@ -249,6 +262,24 @@ impl Connection {
     pub fn caller(&self) -> Caller {
         // Requests come after that is known.
         self.caller.get().cloned().unwrap_or(Caller::Unknown)
+    }
+
+    /// A token is used over it; false: too many are.
+    pub(super) fn uses(&self, ended: &CancellationToken) -> bool {
+        let mut tokens = self.tokens.lock();
+        if tokens.contains(ended) {
+            return true;
+        }
+        let room = tokens.len() < MOST_TOKENS;
+        if room {
+            tokens.push(ended.clone());
+        }
+        room
+    }
+
+    /// Whether a token that was used over it ended: answers of that may wait for a side that takes nothing.
+    pub(super) fn outlived_a_token(&self) -> bool {
+        self.tokens.lock().iter().any(CancellationToken::is_cancelled)
     }
 
     /// The same connection, of which this says who is at the other end.
