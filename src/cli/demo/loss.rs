@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
+use shardhost_policy::catalog::Refusal;
 
 use crate::observe::{Leader, Observer};
 use crate::output::{number, seconds};
@@ -52,6 +53,25 @@ impl Loss {
     }
 }
 
+/// Has replicas moved. A new cluster is raised to the version that knows of that a moment after its founding,
+/// once every host answers; its settings may change meanwhile.
+async fn switch_on(target: &Target) -> anyhow::Result<()> {
+    let began = Instant::now();
+    loop {
+        let Err(error) = replicas::switch(Mode::On, Some(REPLACE_AFTER), target).await else {
+            return Ok(());
+        };
+        let passes = matches!(
+            error.downcast_ref(),
+            Some(Refusal::NeedsVersion { .. } | Refusal::WrongRevision { .. })
+        );
+        if !passes || began.elapsed() > TIMEOUT {
+            return Err(error);
+        }
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+}
+
 /// Ends a host for good, and waits until the cluster has replaced everything that it held.
 pub async fn lose(
     node: u64,
@@ -61,7 +81,7 @@ pub async fn lose(
     screen: &Screen,
 ) -> anyhow::Result<Loss> {
     nodes.check()?;
-    replicas::switch(Mode::On, Some(REPLACE_AFTER), &target(nodes)).await?;
+    switch_on(&target(nodes)).await?;
     screen.event(format!(
         "from here on a node is replaced that does not answer for {REPLACE_AFTER} s (`shardhost \
          replicas mode on --replace-after {REPLACE_AFTER}`)"
