@@ -1,7 +1,6 @@
 //! Who waits for a proposal, and how the outcome reaches them.
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
@@ -12,6 +11,7 @@ use shardhost_storage::{GroupId, LogIndex, Term};
 use tokio::sync::oneshot;
 
 use crate::error::{ProposeError, UnknownCause};
+use crate::panics::{contain, let_go};
 
 /// A proposal that was committed and applied here.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,14 +58,18 @@ impl Completion {
     /// Hands over the outcome. A caller that went away is no error.
     pub fn resolve(self, outcome: ProposeOutcome) {
         match self {
-            Self::One(sender) => drop(sender.send(outcome)),
+            // It wakes the caller, by code of whatever runs it.
+            Self::One(sender) => {
+                if let Err(panic) = contain(|| drop(sender.send(outcome))) {
+                    tracing::error!(%panic, "who waits for a proposal panicked when it was woken");
+                }
+            }
             Self::Sink { sink, token } => {
                 // A user's code: its panic must not end the thread of all groups.
-                let complete = AssertUnwindSafe(|| sink.complete(token, outcome));
-                if let Err(panic) = catch_unwind(complete) {
-                    let panic = crate::panics::panic_text(&*panic);
+                if let Err(panic) = contain(|| sink.complete(token, outcome)) {
                     tracing::error!(token, %panic, "a sink of proposals panicked");
                 }
+                let_go("a sink of proposals", sink);
             }
         }
     }

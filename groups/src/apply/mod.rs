@@ -6,7 +6,6 @@ mod restore;
 mod sum;
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -22,7 +21,7 @@ use crate::machine::{
     ApplyBatch, ApplyFault, Command, ConsistencyView, FaultKind, Progress, SnapshotWriter,
     StateChecksum, StateMachine,
 };
-use crate::panics::panic_text;
+use crate::panics;
 
 pub(crate) use restore::restore_from;
 pub use restore::restore_machine;
@@ -444,9 +443,8 @@ const NO_STATE: &str = "the state of this replica is lost or being replaced";
 
 /// Turns a panic of the machine into a fault.
 pub(crate) fn contain<T>(run: impl FnOnce() -> T) -> Result<T, GroupFault> {
-    catch_unwind(AssertUnwindSafe(run)).map_err(|panic| {
-        let text = format!("the state machine panicked: {}", panic_text(&*panic));
-        GroupFault::StateMachine(text.into())
+    panics::contain(run).map_err(|panic| {
+        GroupFault::StateMachine(format!("the state machine panicked: {panic}").into())
     })
 }
 

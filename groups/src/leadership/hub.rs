@@ -9,7 +9,7 @@
 use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
-use std::panic::{AssertUnwindSafe, Location, catch_unwind};
+use std::panic::Location;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use super::event::{LeaderAcquired, LeaderLost, event_of, selects};
 use super::{Edge, LossCause};
 use crate::leadership::LeadershipEvent;
-use crate::panics::panic_text;
+use crate::panics::{Foreign, contain};
 use crate::selector::GroupSelector;
 
 /// Edges that wait for the dispatcher at most.
@@ -46,7 +46,7 @@ pub enum HookKind {
     Inline,
 }
 
-type HookFn = Arc<dyn Fn(&LeadershipEvent) + Send + Sync>;
+type HookFn = Foreign<Arc<dyn Fn(&LeadershipEvent) + Send + Sync>>;
 
 struct Hook {
     groups: GroupSelector,
@@ -256,9 +256,8 @@ impl LeadershipHub {
     }
 
     fn call(&self, call: &HookFn, place: &Location<'_>, event: &LeadershipEvent) {
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| call(event))) {
+        if let Err(panic) = contain(|| call(event)) {
             self.panics.fetch_add(1, Ordering::Relaxed);
-            let panic = panic_text(&*panic);
             tracing::error!(group = %event.group(), %place, %panic, "a leadership hook panicked");
         }
     }
@@ -277,7 +276,7 @@ impl LeadershipHub {
     {
         let place = Location::caller();
         let active = Arc::new(AtomicBool::new(true));
-        let call: HookFn = Arc::new(call);
+        let call: HookFn = Foreign::new("a leadership hook", Arc::new(call));
         let mut state = self.lock();
         let id = state.next_hook;
         state.next_hook += 1;
@@ -461,7 +460,7 @@ fn follows(told: &BTreeMap<GroupId, Standing>, event: &LeadershipEvent) -> bool 
 
 fn call_of(hook: &mut Hook, event: LeadershipEvent) -> Call {
     note(&mut hook.told, &event);
-    (Arc::clone(&hook.call), hook.place, Arc::clone(&hook.active), event)
+    (hook.call.clone(), hook.place, Arc::clone(&hook.active), event)
 }
 
 /// After an overflow: what brings every hook level with the present state.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::panic::{AssertUnwindSafe, Location, catch_unwind};
+use std::panic::Location;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use super::{
     Acquisition, Candidate, CapabilityPolicy, Decision, HealthPolicy, LeadershipPolicy, Opinion,
     PolicyOpinion,
 };
-use crate::panics::panic_text;
+use crate::panics::{Foreign, contain};
 use crate::selector::GroupSelector;
 
 /// A policy that takes longer than this on a Raft thread is reported.
@@ -41,15 +41,28 @@ struct Shared {
 struct Registered {
     number: u64,
     groups: GroupSelector,
-    policy: Arc<dyn LeadershipPolicy>,
+    policy: Policy,
     place: &'static Location<'static>,
     foreign: bool,
+}
+
+/// A policy of a user, and the name that it had when it was registered.
+#[derive(Clone)]
+struct Policy {
+    name: &'static str,
+    asked: Foreign<Arc<dyn LeadershipPolicy>>,
+}
+
+impl Policy {
+    fn new(policy: Arc<dyn LeadershipPolicy>) -> Self {
+        Self { name: policy.name(), asked: Foreign::new("a leadership policy", policy) }
+    }
 }
 
 impl fmt::Debug for Policies {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let registered = self.shared.registered.load();
-        f.debug_list().entries(registered.iter().map(|one| one.policy.name())).finish()
+        f.debug_list().entries(registered.iter().map(|one| one.policy.name)).finish()
     }
 }
 
@@ -77,28 +90,28 @@ impl Drop for PolicyGuard {
 #[derive(Clone)]
 pub struct AskedPolicy {
     policies: Policies,
-    policy: Arc<dyn LeadershipPolicy>,
+    policy: Policy,
     place: &'static Location<'static>,
 }
 
 impl fmt::Debug for AskedPolicy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.policy.name())
+        f.write_str(self.policy.name)
     }
 }
 
 impl AskedPolicy {
     /// Its name.
     #[must_use]
-    pub fn name(&self) -> &'static str {
-        self.policy.name()
+    pub const fn name(&self) -> &'static str {
+        self.policy.name
     }
 
     /// Asks it. `None`: it panicked.
     #[must_use]
     pub fn ask(&self, acquired: &Acquisition) -> Option<Decision> {
-        let asked = catch_unwind(AssertUnwindSafe(|| self.policy.on_acquired(acquired)));
-        asked.map_err(|panic| self.policies.complain(&*self.policy, self.place, &*panic)).ok()
+        let asked = contain(|| self.policy.asked.on_acquired(acquired));
+        asked.map_err(|panic| self.policies.complain(self.policy.name, self.place, &panic)).ok()
     }
 }
 
@@ -140,7 +153,7 @@ impl Policies {
         place: &'static Location<'static>,
         foreign: bool,
     ) -> u64 {
-        let mut added = 0;
+        let (mut added, policy) = (0, Policy::new(policy));
         self.change_numbered(|registered, number| {
             added = number;
             registered.push(Registered { number, groups, policy, place, foreign });
@@ -193,7 +206,7 @@ impl Policies {
         let meant =
             registered.iter().filter(|one| one.groups.means(candidate.group, candidate.labels));
         let said = meant.map(|one| PolicyOpinion {
-            policy: one.policy.name(),
+            policy: one.policy.name,
             opinion: self.ask(one, candidate),
         });
         said.collect()
@@ -201,17 +214,17 @@ impl Policies {
 
     fn ask(&self, one: &Registered, candidate: &Candidate<'_>) -> Opinion {
         if !one.foreign {
-            return one.policy.may_lead(candidate);
+            return one.policy.asked.may_lead(candidate);
         }
         let started = Instant::now();
-        let asked = catch_unwind(AssertUnwindSafe(|| one.policy.may_lead(candidate)));
+        let asked = contain(|| one.policy.asked.may_lead(candidate));
         if started.elapsed() > INLINE_LIMIT {
             self.shared.slow.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(policy = one.policy.name(), place = %one.place,
+            tracing::warn!(policy = one.policy.name, place = %one.place,
                 took = ?started.elapsed(), "a leadership policy delays every group of its worker");
         }
         asked.unwrap_or_else(|panic| {
-            self.complain(&*one.policy, one.place, &*panic);
+            self.complain(one.policy.name, one.place, &panic);
             Opinion::Unknown
         })
     }
@@ -219,24 +232,18 @@ impl Policies {
     /// Whether a policy wants to be asked when its group is led here. One that panics does not.
     fn wants_to_be_asked(&self, one: &Registered) -> bool {
         if !one.foreign {
-            return one.policy.asks_on_acquisition();
+            return one.policy.asked.asks_on_acquisition();
         }
-        let asked = catch_unwind(AssertUnwindSafe(|| one.policy.asks_on_acquisition()));
+        let asked = contain(|| one.policy.asked.asks_on_acquisition());
         asked.unwrap_or_else(|panic| {
-            self.complain(&*one.policy, one.place, &*panic);
+            self.complain(one.policy.name, one.place, &panic);
             false
         })
     }
 
-    fn complain(
-        &self,
-        policy: &dyn LeadershipPolicy,
-        place: &Location<'_>,
-        panic: &(dyn std::any::Any + Send),
-    ) {
+    fn complain(&self, policy: &'static str, place: &Location<'_>, panic: &str) {
         self.shared.panics.fetch_add(1, Ordering::Relaxed);
-        let panic = panic_text(panic);
-        tracing::error!(policy = policy.name(), %place, %panic, "a leadership policy panicked");
+        tracing::error!(policy, %place, %panic, "a leadership policy panicked");
     }
 
     /// Whether any policy of the group wants to be asked when it is led here.
@@ -256,7 +263,7 @@ impl Policies {
         let asked = meant.filter(|one| self.wants_to_be_asked(one));
         let asked = asked.map(|one| AskedPolicy {
             policies: self.clone(),
-            policy: Arc::clone(&one.policy),
+            policy: one.policy.clone(),
             place: one.place,
         });
         asked.collect()

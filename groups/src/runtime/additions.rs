@@ -7,10 +7,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 use shardhost_storage::{GroupId, Membership, NodeId};
 
+use crate::panics::{Foreign, contain};
+
 type Hook = dyn Fn(GroupId, NodeId, &Membership) -> Result<(), String> + Send + Sync;
+type HookFn = Foreign<Arc<Hook>>;
 
 /// A hook, and the number by which its guard knows it.
-type Numbered = (u64, Arc<Hook>);
+type Numbered = (u64, HookFn);
 
 /// The hooks of a host, in the order in which they were registered.
 #[derive(Clone, Default)]
@@ -45,11 +48,12 @@ impl AdditionHooks {
         hook: impl Fn(GroupId, NodeId, &Membership) -> Result<(), String> + Send + Sync + 'static,
     ) -> AdditionGuard {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        self.hooks.lock().push((number, Arc::new(hook)));
+        let hook: HookFn = Foreign::new("a hook of additions", Arc::new(hook));
+        self.hooks.lock().push((number, hook));
         AdditionGuard { hooks: self.clone(), number }
     }
 
-    /// The error of the first hook that refuses.
+    /// The error of the first hook that refuses. One that panics refuses.
     pub(crate) fn ask(
         &self,
         group: GroupId,
@@ -57,9 +61,11 @@ impl AdditionHooks {
         membership: &Membership,
     ) -> Result<(), String> {
         // A hook may register and remove hooks: none is called under the lock.
-        let hooks: Vec<Arc<Hook>> =
-            self.hooks.lock().iter().map(|(_, hook)| Arc::clone(hook)).collect();
-        hooks.iter().try_for_each(|hook| hook(group, node, membership))
+        let hooks: Vec<HookFn> = self.hooks.lock().iter().map(|(_, hook)| hook.clone()).collect();
+        hooks.iter().try_for_each(|hook| {
+            let asked = contain(|| hook(group, node, membership));
+            asked.unwrap_or_else(|panic| Err(format!("a hook panicked: {panic}")))
+        })
     }
 }
 
@@ -81,5 +87,13 @@ mod tests {
         assert_eq!(ask(7), Err("nobody".to_owned()));
         drop(guard);
         assert_eq!(ask(8), Err("nobody".to_owned()));
+    }
+
+    #[test]
+    fn a_hook_that_panics_refuses() {
+        let hooks = AdditionHooks::default();
+        let _guard = hooks.register(|_, _, _| panic!("told to panic"));
+        let refused = hooks.ask(GroupId::new(1), NodeId::must(7), &Membership::default());
+        assert_eq!(refused, Err("a hook panicked: told to panic".to_owned()));
     }
 }

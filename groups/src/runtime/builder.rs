@@ -1,6 +1,5 @@
 //! The start of a host's groups: what they share, and their threads.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
@@ -187,9 +186,8 @@ pub(super) fn spawn(
 ) -> std::io::Result<JoinHandle<()>> {
     let (shared, thread) = (Arc::clone(shared), Arc::from(name.as_str()));
     let watched = move || {
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(run)) {
-            let message = crate::panics::panic_text(&*panic).into();
-            shared.fail(&HostFault::Thread { thread, message });
+        if let Err(message) = crate::panics::contain(run) {
+            shared.fail(&HostFault::Thread { thread, message: message.into() });
         }
     };
     std::thread::Builder::new().name(name).spawn(watched)

@@ -5,7 +5,6 @@
 //! time, which its group's leader takes for a checksum that does not come.
 
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -18,7 +17,7 @@ use super::apply_pool::tell;
 use crate::apply::{Summed, sum_of};
 use crate::checksum::StateSum;
 use crate::machine::{ApplyFault, ConsistencyView};
-use crate::panics::panic_text;
+use crate::panics::{Foreign, contain};
 use crate::runtime::GroupShared;
 use crate::worker::{GroupEvent, Input};
 
@@ -30,7 +29,7 @@ const PARTS: u32 = 1_440;
 const LONGEST_WAIT: Duration = Duration::from_millis(100);
 
 enum Task {
-    Compute { group: Arc<GroupShared>, position: LogPosition, view: ConsistencyView },
+    Compute { group: Arc<GroupShared>, position: LogPosition, view: Foreign<ConsistencyView> },
     Stop,
 }
 
@@ -61,6 +60,7 @@ impl CheckQueue {
     ) {
         let summed = match view {
             Ok(Some(view)) => {
+                let view = Foreign::new("a view of a state machine", view);
                 let task = Task::Compute { group: Arc::clone(group), position, view };
                 if self.tasks.try_send(task).is_ok() {
                     return;
@@ -117,13 +117,19 @@ pub(super) fn run(shared: &Arc<RuntimeShared>, outlet: &CheckOutlet) {
 }
 
 /// A panic of the state machine costs its group the comparison.
-fn compute(shared: &RuntimeShared, replica: &GroupShared, view: ConsistencyView) -> Summed {
+fn compute(
+    shared: &RuntimeShared,
+    replica: &GroupShared,
+    view: Foreign<ConsistencyView>,
+) -> Summed {
     let mut pace = Pace::new(shared, replica);
-    let computed = catch_unwind(AssertUnwindSafe(|| sum_of(view, &mut |bytes| pace.take(bytes))));
-    let computed: io::Result<StateSum> = computed.unwrap_or_else(|panic| {
-        let text = format!("the state machine panicked: {}", panic_text(&*panic));
-        Err(io::Error::other(text))
+    let computed = contain(|| {
+        let summed = sum_of(view.into_inner(), &mut |bytes| pace.take(bytes));
+        // An error is a value of the user, too.
+        summed.map_err(|error| error.to_string())
     });
+    let computed: Result<StateSum, String> =
+        computed.unwrap_or_else(|panic| Err(format!("the state machine panicked: {panic}")));
     match computed {
         Ok(sum) => {
             shared.checks.made.fetch_add(1, Ordering::Relaxed);

@@ -8,6 +8,7 @@ use shardhost_proto::peer::GroupMessage;
 use shardhost_storage::convert::membership_from_message;
 use shardhost_storage::{GroupId, Membership, NodeId, ReplicaId};
 
+use crate::panics::contain;
 use crate::runtime::GroupSpec;
 use crate::validate::{floor_of_generation, has_plausible_numbers, told_end};
 
@@ -64,7 +65,13 @@ impl CreateRequests {
             return;
         };
         match read(node, from, message) {
-            Some(create_request) => handler.requested(create_request),
+            // It is repeated until there is a replica.
+            Some(create_request) => {
+                if let Err(panic) = contain(|| handler.requested(create_request)) {
+                    tracing::error!(%from, group = message.group, %panic,
+                        "the listener of create requests panicked");
+                }
+            }
             None => tracing::warn!(%from, group = message.group, "a create request makes no sense"),
         }
     }
@@ -97,15 +104,19 @@ mod tests {
     use super::*;
     use crate::GroupSpec;
 
-    /// What the leader on node 1 sends to node 3, whose member has this number in the group.
     fn accepts(spec: GroupSpec, raise: u64) -> Option<CreateRequest> {
+        read(NodeId::must(3), NodeId::must(1), &sent(spec, raise))
+    }
+
+    /// What the leader on node 1 sends to node 3, whose member has this number in the group.
+    fn sent(spec: GroupSpec, raise: u64) -> GroupMessage {
         let mut membership: Membership = spec.membership;
         let (last, member) = membership.members.pop_last().unwrap();
         let last = ReplicaId::must(last.get() + raise);
         membership.members.insert(last, member);
         membership.newest_replica = Some(last);
         let leader = membership.members.keys().next().unwrap().get();
-        let message = GroupMessage {
+        GroupMessage {
             group: 7,
             from_replica: leader,
             to_replica: last.get(),
@@ -115,8 +126,26 @@ mod tests {
                 ..WireCreateRequest::default()
             }),
             ..GroupMessage::default()
-        };
-        read(NodeId::must(3), NodeId::must(1), &message)
+        }
+    }
+
+    #[derive(Debug)]
+    struct Panics(std::sync::atomic::AtomicBool);
+
+    impl CreateRequestSink for Panics {
+        fn requested(&self, _: CreateRequest) {
+            self.0.store(true, std::sync::atomic::Ordering::SeqCst);
+            panic!("told to panic");
+        }
+    }
+
+    #[test]
+    fn a_listener_that_panics_does_not_end_the_thread_that_calls_it() {
+        let listener = Arc::new(Panics(false.into()));
+        let requests = CreateRequests::new(Some(Arc::clone(&listener) as CreateRequestHandler));
+        let spec = GroupSpec::new(GroupId::new(7), (1..=3).map(NodeId::must));
+        requests.hand_on(NodeId::must(3), NodeId::must(1), &sent(spec, 0));
+        assert!(listener.0.load(std::sync::atomic::Ordering::SeqCst), "it was called");
     }
 
     #[test]

@@ -5,7 +5,6 @@
 //! A failure is reported to the group, which asks again later.
 
 use std::io::{self, Write};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -17,7 +16,7 @@ use shardhost_storage::{LogPosition, LogStore, SnapshotError, SnapshotStore, Sna
 use super::RuntimeShared;
 use super::apply_pool::tell;
 use crate::machine::SnapshotWriter;
-use crate::panics::panic_text;
+use crate::panics::{Foreign, contain};
 use crate::runtime::GroupShared;
 use crate::worker::GroupEvent;
 
@@ -29,8 +28,11 @@ const TURN: Duration = Duration::from_secs(10);
 /// Snapshots and removals that may wait. One that finds no room is tried again later.
 const MAX_TASKS: usize = 1 << 16;
 
+/// A view is of a user until it is written, or has no room to wait.
+type View = Foreign<Box<dyn SnapshotWriter>>;
+
 enum Task {
-    Write { group: Arc<GroupShared>, position: LogPosition, view: Box<dyn SnapshotWriter> },
+    Write { group: Arc<GroupShared>, position: LogPosition, view: View },
     Prune { group: Arc<GroupShared>, keep: LogPosition },
     Stop,
 }
@@ -66,6 +68,7 @@ impl SnapshotQueue {
         position: LogPosition,
         view: Box<dyn SnapshotWriter>,
     ) {
+        let view = Foreign::new("a view of a state machine", view);
         let task = Task::Write { group: Arc::clone(group), position, view };
         if self.tasks.try_send(task).is_err() {
             self.note_failure();
@@ -172,7 +175,7 @@ fn make(
     shared: &RuntimeShared,
     replica: &GroupShared,
     position: LogPosition,
-    view: Box<dyn SnapshotWriter>,
+    view: View,
 ) -> Option<LogPosition> {
     let group = replica.id;
     match write(shared, replica, position, view) {
@@ -202,20 +205,22 @@ fn write(
     shared: &RuntimeShared,
     replica: &GroupShared,
     position: LogPosition,
-    view: Box<dyn SnapshotWriter>,
+    view: View,
 ) -> Result<(u64, u32), SnapshotError> {
     let (group, action) = (replica.id, "writing the state");
-    let written = catch_unwind(AssertUnwindSafe(|| {
+    let written = contain(|| {
         let over = || SnapshotError::from_io(group, action, &replica_ended());
         let created = replica.life.while_alive(|| shared.snapshots.create(group, position));
         let mut file = created.ok_or_else(over)??;
         let mut sink = Sink { file: &mut *file, shared, replica };
-        view.write_to(&mut sink).map_err(|error| SnapshotError::from_io(group, action, &error))?;
+        view.into_inner()
+            .write_to(&mut sink)
+            .map_err(|error| SnapshotError::from_io(group, action, &error))?;
         // Nothing of a replica that is over becomes visible.
         replica.life.while_alive(|| file.finish()).ok_or_else(over)?
-    }));
+    });
     written.unwrap_or_else(|panic| {
-        let message = format!("the state machine panicked: {}", panic_text(&*panic));
+        let message = format!("the state machine panicked: {panic}");
         Err(SnapshotError::Io { group, action, message })
     })
 }

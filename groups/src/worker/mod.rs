@@ -11,7 +11,6 @@ mod requests;
 mod wakes;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use shardhost_proto::peer::{GroupMessage, MessageKind};
@@ -23,7 +22,7 @@ use crate::core::{Effects, GroupCore, Stepped};
 use crate::error::GroupFault;
 use crate::leadership::LossCause;
 use crate::nodes::{Advertisement, LiveNodes};
-use crate::panics::panic_text;
+use crate::panics::contain;
 use crate::policy::{Policies, PolicyCounters};
 use crate::transport::Outgoing;
 use crate::validate::Refusal;
@@ -338,10 +337,10 @@ impl WorkerCore {
             self.touched.push(group);
         }
         let (core, effects) = (&mut slot.core, &mut self.effects);
-        match catch_unwind(AssertUnwindSafe(|| act(core, effects))) {
+        match contain(|| act(core, effects)) {
             Ok(value) => Some(value),
             Err(panic) => {
-                let fault = self.fault_of_panic(group, &panic_text(&*panic));
+                let fault = self.fault_of_panic(group, &panic);
                 self.fail(group, fault);
                 None
             }

@@ -11,6 +11,7 @@ use super::places::Place;
 use crate::apply::{Applier, ApplyWork};
 use crate::error::QueryError;
 use crate::lives::Ending;
+use crate::panics::let_go;
 
 /// Pieces of work that a thread does for one group before it looks after another.
 pub(super) const WORK_PER_TURN: usize = 64;
@@ -136,7 +137,7 @@ impl Mailbox {
     /// Drops the machine; later work is dropped, which fails its callers.
     pub(in crate::runtime) fn close(&self) {
         self.shut();
-        drop(self.applier.lock().take());
+        let_go("a state machine", self.applier.lock().take());
     }
 
     /// Takes no more work, and ends the replica after the present work. Returns whether the mailbox
