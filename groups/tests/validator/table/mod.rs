@@ -2,7 +2,7 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `senders` | who sent it, to whom, and numbers that it cannot know |
+//! | `senders` | sender, receiver, and numbers that the sender cannot know |
 //! | `appends` | entries, and answers about them |
 //! | `leaders` | leaders, candidates and votes |
 //! | `snapshots` | snapshots, and states from replicas that do not lead |

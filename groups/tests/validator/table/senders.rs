@@ -1,4 +1,4 @@
-//! Who sent a message and to whom, and terms, indexes and numbers that its sender cannot know.
+//! Senders and receivers of messages, and terms, indexes and numbers that a sender cannot know.
 
 use shardhost_groups::storage::convert::membership_to_message;
 use shardhost_groups::validate::{
