@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use shardhost_policy::planner::{Group, Node, Plan, Requirement, Snapshot, Voter, plan};
 use shardhost_storage::{GroupId, NodeId};
 
-const SHAPES: [(u64, u64); 2] = [(10_000, 10), (100_000, 100)];
+const SHAPES: [(u64, u64); 3] = [(10_000, 50), (10_000, 10), (100_000, 100)];
 const RUNS: usize = 15;
 const VOTERS: u64 = 3;
 

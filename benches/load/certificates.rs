@@ -54,6 +54,11 @@ pub fn settings_of(directory: &Path, node: NodeId) -> shardhost_server::config::
     shardhost_server::config::TlsSettings { ca, certificate, key }
 }
 
+/// The certificate of a client, and its key.
+pub fn of_stranger(directory: &Path) -> anyhow::Result<(PathBuf, PathBuf)> {
+    files(directory, CLIENT).own.context("clients have a certificate")
+}
+
 /// How the client reaches the nodes.
 pub fn of_client(directory: &Path) -> anyhow::Result<Security> {
     let credentials = Some(Credentials::load(files(directory, CLIENT))?);

@@ -14,7 +14,7 @@ use super::certificates;
 use super::nodes::{Layout, Measured, Nodes, Usage};
 use super::process::cpu_time;
 use super::report;
-use super::tally::Tally;
+use super::tally::{Counted, Tally};
 use super::write::{DRAIN, Payload, WARM_UP};
 
 /// Runs the benchmark: starts the servers, spreads the leaders, writes, reports.
@@ -48,9 +48,9 @@ async fn measure(load: &Load, nodes: &mut Nodes, duration: Duration) -> anyhow::
     tokio::time::sleep(WARM_UP).await;
     nodes.usage().await?;
     let (started, cpu) = (Instant::now(), cpu_time());
-    drop(load.tally.lock().take());
+    drop(load.take());
     tokio::time::sleep(duration).await;
-    let counted = load.tally.lock().take();
+    let counted = load.take();
     let seconds = started.elapsed().as_secs_f64();
     let client_cpu_seconds = (cpu_time() - cpu).as_secs_f64();
     let own = Usage { seconds, ..Usage::default() };
@@ -61,7 +61,7 @@ async fn measure(load: &Load, nodes: &mut Nodes, duration: Duration) -> anyhow::
 }
 
 /// The load while it runs.
-struct Load {
+pub struct Load {
     tally: Arc<Mutex<Tally>>,
     writers: JoinSet<()>,
     stop: tokio_util::sync::CancellationToken,
@@ -76,7 +76,8 @@ struct Writer {
 }
 
 impl Load {
-    fn start(table: TableClient, arguments: &WriteArguments) -> anyhow::Result<Self> {
+    /// Begins to write into tables.
+    pub fn start(table: TableClient, arguments: &WriteArguments) -> anyhow::Result<Self> {
         let tally = Arc::new(Mutex::new(Tally::new()?));
         let stop = tokio_util::sync::CancellationToken::new();
         let payload = Arc::new(Mutex::new(Payload::new(arguments)));
@@ -93,8 +94,13 @@ impl Load {
         Ok(Self { tally, writers, stop })
     }
 
+    /// What was written since the last time.
+    pub fn take(&self) -> Counted {
+        self.tally.lock().take()
+    }
+
     /// Stops the load and waits for the answers that are under way.
-    async fn end(mut self) {
+    pub async fn end(mut self) {
         self.stop.cancel();
         let drained = async { while self.writers.join_next().await.is_some() {} };
         if tokio::time::timeout(DRAIN, drained).await.is_err() {

@@ -1,5 +1,6 @@
 //! A steady flow of writes to all groups, wherever they are led: every node goes through the same
-//! sequence, and makes the writes whose group it serves when they are due.
+//! sequence, and makes the writes whose group it serves when they are due. Groups may come and go
+//! meanwhile: a node has a part of the writes of those that it serves at the moment.
 //!
 //! Some groups are *probes*: each is written to at short intervals, so that the longest time
 //! between two acknowledged writes of it is the time it was paused.
@@ -14,9 +15,11 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use shardhost::groups::{ProposalSink, ProposeOutcome};
-use shardhost::{Group, Host};
+use shardhost::{GroupId, Host};
 use shardhost_proto::hash::mix;
+use shardhost_server::shards::table::TableCommand;
 
+use super::arguments::MachineKind;
 use super::member::Member;
 use super::part::Part;
 use super::process::now_ns;
@@ -37,6 +40,10 @@ const PROBE_BITS: u32 = 16;
 pub struct Flow {
     /// When the first write is due, on the clock of this machine, in nanoseconds.
     pub from_ns: u64,
+    /// The groups: so many, numbered from this one.
+    pub first_group: u64,
+    pub groups: u64,
+    pub machine: MachineKind,
     /// Writes per second to groups by chance.
     pub rate: u64,
     /// Groups that are probes, and the time between two writes to each, in nanoseconds.
@@ -46,6 +53,24 @@ pub struct Flow {
 }
 
 impl Flow {
+    /// To the groups of a benchmark of hosts, which are numbered from 1, and count writes.
+    pub const fn to_counters(groups: u64, from_ns: u64) -> Self {
+        let (machine, first_group) = (MachineKind::Trivial, 1);
+        let (rate, probes, probe_every_ns, size) = (0, 0, 0, 16);
+        Self { from_ns, first_group, groups, machine, rate, probes, probe_every_ns, size }
+    }
+
+    /// The number of the first write by chance that is not due yet, and of the first round of probes.
+    const fn first_after(&self, now_ns: u64) -> (u64, u64) {
+        let passed = now_ns.saturating_sub(self.from_ns);
+        let next = (passed as u128 * self.rate as u128).div_ceil(1_000_000_000) as u64;
+        let round = match self.probe_every_ns {
+            0 => 0,
+            every => passed.div_ceil(every),
+        };
+        (next, round)
+    }
+
     /// When a write by chance is due.
     fn due(&self, number: u64) -> u64 {
         self.from_ns + (u128::from(number) * 1_000_000_000 / u128::from(self.rate.max(1))) as u64
@@ -68,6 +93,8 @@ impl Flow {
 #[serde(rename_all = "kebab-case")]
 pub enum FlowTask {
     Begin(Flow),
+    /// Report the outcomes since the last time.
+    Lap,
     /// End, and report the outcomes.
     End,
 }
@@ -85,13 +112,16 @@ impl Part for FlowNode {
     type Task = FlowTask;
 
     async fn execute(&mut self, task: FlowTask, node: &mut Member) -> anyhow::Result<Flowed> {
-        match (task, self.0.take()) {
-            (FlowTask::Begin(flow), _) => {
+        match task {
+            FlowTask::Begin(flow) => {
                 self.0 = Some(Flowing::begin(&node.running()?.host, flow)?);
                 Ok(Flowed::default())
             }
-            (FlowTask::End, Some(flowing)) => flowing.end().await,
-            (FlowTask::End, None) => Ok(Flowed::default()),
+            FlowTask::Lap => Ok(self.0.as_ref().map(Flowing::lap).unwrap_or_default()),
+            FlowTask::End => match self.0.take() {
+                Some(flowing) => flowing.end().await,
+                None => Ok(Flowed::default()),
+            },
         }
     }
 }
@@ -174,11 +204,11 @@ impl Flowing {
         let recorded = Mutex::new((Tally::new()?, Flowed::default()));
         let outcomes = Arc::new(Outcomes { flow, answered: AtomicU64::new(0), recorded });
         let (stop, made) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
-        let mut groups = host.groups();
-        groups.sort_unstable_by_key(Group::id);
         let sink = Arc::clone(&outcomes) as Arc<dyn ProposalSink>;
-        let counted = Arc::clone(&made);
-        let mut writer = Writer { flow, groups, sink, made: counted, next: 0, next_round: 0 };
+        let (host, counted) = (host.clone(), Arc::clone(&made));
+        // A node that comes later makes none of the writes that were due before.
+        let (next, next_round) = flow.first_after(now_ns()?);
+        let mut writer = Writer { flow, host, sink, made: counted, next, next_round };
         let stopped = Arc::clone(&stop);
         let run = move || {
             while !stopped.load(Ordering::Relaxed) {
@@ -190,6 +220,14 @@ impl Flowing {
         Ok(Self { outcomes, stop, made, thread })
     }
 
+    /// The outcomes since the last time.
+    pub fn lap(&self) -> Flowed {
+        let mut recorded = self.outcomes.recorded.lock();
+        let mut flowed = std::mem::take(&mut recorded.1);
+        flowed.counted = recorded.0.take();
+        flowed
+    }
+
     /// Ends it, and waits for the last answers.
     pub async fn end(mut self) -> anyhow::Result<Flowed> {
         self.stop();
@@ -199,9 +237,7 @@ impl Flowing {
         while open() > 0 && Instant::now() < deadline {
             tokio::time::sleep(LOOK_EVERY).await;
         }
-        let mut recorded = self.outcomes.recorded.lock();
-        let mut flowed = std::mem::take(&mut recorded.1);
-        flowed.counted = recorded.0.take();
+        let mut flowed = self.lap();
         // A write without an answer is unknown, too.
         flowed.unknown += open();
         Ok(flowed)
@@ -225,7 +261,7 @@ impl Drop for Flowing {
 
 struct Writer {
     flow: Flow,
-    groups: Vec<Group>,
+    host: Host,
     sink: Arc<dyn ProposalSink>,
     made: Arc<AtomicU64>,
     /// The next write by chance, and the next round of the probes.
@@ -237,28 +273,34 @@ impl Writer {
     fn write_due(&mut self) {
         let Ok(now) = now_ns() else { return };
         while self.flow.rate > 0 && self.flow.due(self.next) <= now {
-            let place = (mix(self.next) % self.groups.len().max(1) as u64) as usize;
-            self.write(place, self.next);
+            self.write(mix(self.next) % self.flow.groups.max(1), self.next);
             self.next += 1;
         }
         while self.flow.probes > 0 && self.flow.probes_due(self.next_round) <= now {
             for probe in 0..self.flow.probes {
                 let token = PROBE | (self.next_round << PROBE_BITS) | probe;
-                let spread = self.groups.len() as u64 / self.flow.probes;
-                self.write((probe * spread.max(1)) as usize, token);
+                let spread = self.flow.groups / self.flow.probes;
+                self.write(probe * spread.max(1), token);
             }
             self.next_round += 1;
         }
     }
 
-    fn write(&self, place: usize, token: u64) {
-        let Some(group) = self.groups.get(place).filter(|group| group.status().serving) else {
-            return;
-        };
+    fn write(&self, place: u64, token: u64) {
+        let group = self.host.group(GroupId::new(self.flow.first_group + place));
+        let Some(group) = group.filter(|group| group.status().serving) else { return };
         let size = self.flow.size.max(8);
-        let command: Bytes = mix(token).to_be_bytes().repeat(size.div_ceil(8)).into();
+        let content = mix(token).to_be_bytes().repeat(size.div_ceil(8));
+        let command: Bytes = match self.flow.machine {
+            MachineKind::Trivial => Bytes::from(content).slice(..size),
+            MachineKind::Table => {
+                // Values are replaced, too.
+                let key = format!("key-{:03}", token % 1_000);
+                TableCommand::Put { key: key.as_bytes(), value: &content[..size] }.encode()
+            }
+        };
         self.made.fetch_add(1, Ordering::Relaxed);
-        group.submit([(token, command.slice(..size))], &self.sink);
+        group.submit([(token, command)], &self.sink);
     }
 }
 
@@ -268,11 +310,23 @@ mod tests {
 
     #[test]
     fn a_token_says_when_its_write_was_due() {
-        let flow =
-            Flow { from_ns: 500, rate: 1_000, probes: 3, probe_every_ns: 5_000_000, size: 16 };
+        let (rate, probes, probe_every_ns) = (1_000, 3, 5_000_000);
+        let flow = Flow { rate, probes, probe_every_ns, ..Flow::to_counters(10, 500) };
         assert_eq!(flow.due_of(0), 500);
         assert_eq!(flow.due_of(7), 7_000_500);
         assert_eq!(flow.due_of(PROBE | (2 << PROBE_BITS) | 1), 10_000_500);
+    }
+
+    #[test]
+    fn a_node_that_comes_later_makes_the_writes_that_are_due_from_then_on() {
+        let (rate, probes, probe_every_ns) = (1_000, 3, 5_000_000);
+        let flow = Flow { rate, probes, probe_every_ns, ..Flow::to_counters(10, 500) };
+        assert_eq!(flow.first_after(500), (0, 0));
+        assert_eq!(flow.first_after(0), (0, 0), "before the beginning");
+        let (next, round) = flow.first_after(7_000_501);
+        assert_eq!((next, round), (8, 2));
+        assert!(flow.due(next) >= 7_000_501 && flow.due(next - 1) < 7_000_501);
+        assert!(flow.probes_due(round) >= 7_000_501 && flow.probes_due(round - 1) < 7_000_501);
     }
 
     #[test]

@@ -160,9 +160,8 @@ pub async fn run(arguments: &KillArguments) -> anyhow::Result<()> {
     if arguments.rate == 0 {
         nodes.all(&Order::AwaitHibernation, TIMEOUT).await?;
     } else {
-        let from_ns = now_ns()?;
-        let (probes, probe_every_ns) = (0, 0);
-        let flow = Flow { from_ns, rate: arguments.rate, probes, probe_every_ns, size: 16 };
+        let flow = Flow::to_counters(arguments.crowd.groups, now_ns()?);
+        let flow = Flow { rate: arguments.rate, ..flow };
         nodes.all_do(&FlowTask::Begin(flow), TIMEOUT).await?;
         tokio::time::sleep(WARM_UP).await;
     }

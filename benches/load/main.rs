@@ -13,8 +13,10 @@ mod crowd;
 mod drain;
 mod draining;
 mod flow;
+mod handshakes;
 mod hosting;
 mod idle;
+mod join;
 mod kill;
 mod machine;
 mod matrix;
@@ -23,6 +25,8 @@ mod nodes;
 mod part;
 mod process;
 mod read;
+mod replace;
+mod replicas;
 mod report;
 mod restart;
 mod snapshot;
@@ -37,11 +41,14 @@ use arguments::{MachineKind, Mode, WriteArguments};
 use balance::BalanceArguments;
 use bootstrap::BootstrapArguments;
 use drain::DrainArguments;
+use handshakes::HandshakesArguments;
 use idle::IdleArguments;
+use join::JoinArguments;
 use kill::KillArguments;
 use matrix::MatrixArguments;
 use part::Parts;
 use read::ReadArguments;
+use replace::ReplaceArguments;
 use restart::RestartArguments;
 use snapshot::SnapshotArguments;
 use stall::StallArguments;
@@ -80,6 +87,12 @@ enum Command {
     Kill(KillArguments),
     /// How long it takes from all leaders on one node to the best placement.
     Balance(BalanceArguments),
+    /// How long it takes until every replica of a node that is lost for good is replaced.
+    Replace(ReplaceArguments),
+    /// How long it takes until a node that joins holds its part of the replicas.
+    Join(JoinArguments),
+    /// What TLS connections that are refused cost those who write meanwhile.
+    Handshakes(HandshakesArguments),
     /// How a node that is far behind catches up by snapshot, and what that does to writers.
     Snapshot(SnapshotArguments),
     /// One node of a benchmark; started by the others.
@@ -122,6 +135,9 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Drain(arguments) => drain::run(&arguments).await?,
         Command::Kill(arguments) => kill::run(&arguments).await?,
         Command::Balance(arguments) => balance::run(&arguments).await?,
+        Command::Replace(arguments) => replace::run(&arguments).await?,
+        Command::Join(arguments) => join::run(&arguments).await?,
+        Command::Handshakes(arguments) => handshakes::run(&arguments).await?,
         Command::Snapshot(arguments) => snapshot::run(&arguments).await?,
         Command::Node => member::run(parts()).await?,
     }
@@ -135,8 +151,10 @@ fn parts() -> Parts {
         .with::<draining::DrainNode>()
         .with::<flow::FlowNode>()
         .with::<bootstrap::FoundNode>()
+        .with::<handshakes::HandshakesNode>()
         .with::<kill::KillNode>()
         .with::<read::ReadNode>()
+        .with::<replicas::ReplicasNode>()
         .with::<restart::RestartNode>()
         .with::<snapshot::SnapshotNode>()
         .with::<stall::StallNode>()

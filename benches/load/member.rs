@@ -157,6 +157,7 @@ impl Running {
         config.tls = role.certificates.map(settings);
         config.workers = role.workers;
         config.apply_threads = role.apply_threads;
+        config.replace_after = setup.replace_after.unwrap_or(config.replace_after);
         let server = Server::start(config, role.listener).await?;
         let host = server.host().clone();
         let groups = host.runtime().groups();

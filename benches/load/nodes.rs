@@ -77,6 +77,8 @@ pub struct Setup {
     pub watched: bool,
     /// Who is to lead everything at first: all others say that they are draining.
     pub leader: Option<u64>,
+    /// Seconds after which servers replace a node that does not answer; `None`: their default.
+    pub replace_after: Option<u64>,
 }
 /// What a child used between two questions.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
@@ -142,7 +144,8 @@ pub struct Node {
 }
 
 impl Node {
-    async fn start(number: u64) -> anyhow::Result<Self> {
+    /// Starts a child that has no role yet.
+    pub async fn start(number: u64) -> anyhow::Result<Self> {
         let program = std::env::current_exe().context("cannot find this program")?;
         let mut child = Command::new(program)
             .arg("node")
@@ -175,6 +178,12 @@ impl Node {
             Answer::Failed { message } => bail!("node {}: {message}", self.number),
             answer => Ok(answer),
         }
+    }
+
+    /// Has it execute a task, and waits for the answer.
+    pub async fn does<T: Task>(&mut self, task: &T, within: Duration) -> anyhow::Result<T::Answer> {
+        self.order(&order_of(task)?).await?;
+        self.done::<T>(within).await
     }
 
     async fn done<T: Task>(&mut self, within: Duration) -> anyhow::Result<T::Answer> {
@@ -228,6 +237,7 @@ impl Layout {
             catalog: false,
             watched: false,
             leader: None,
+            replace_after: None,
         }
     }
 }
@@ -348,10 +358,13 @@ impl Nodes {
         task: &T,
         within: Duration,
     ) -> anyhow::Result<T::Answer> {
+        self.one(number)?.does(task, within).await
+    }
+
+    /// One child, by its number.
+    pub fn one(&mut self, number: u64) -> anyhow::Result<&mut Node> {
         let node = self.nodes.iter_mut().find(|node| node.number == number);
-        let node = node.with_context(|| format!("there is no node {number}"))?;
-        node.order(&order_of(task)?).await?;
-        node.done::<T>(within).await
+        node.with_context(|| format!("there is no node {number}"))
     }
 
     /// Waits until every group has a leader, each node its share of them.

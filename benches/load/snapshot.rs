@@ -191,7 +191,7 @@ impl Bench {
 }
 
 /// A number of bytes as people write it: 4096, 64KiB, 256MiB, 1GiB.
-fn parse_bytes(text: &str) -> anyhow::Result<u64> {
+pub fn parse_bytes(text: &str) -> anyhow::Result<u64> {
     let units = [("GiB", 30), ("MiB", 20), ("KiB", 10), ("B", 0)];
     let unit = units.into_iter().find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, shift)));
     let (number, shift) = unit.unwrap_or((text, 0));

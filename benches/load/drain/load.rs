@@ -49,11 +49,10 @@ impl Load {
         let per_probe = 1_000_000_000 / PROBE_EVERY.as_nanos() as u64;
         let probes = (offered / 2 / per_probe).clamp(1, PROBES.min(groups));
         let flow = Flow {
-            from_ns: now_ns()?,
             rate: offered.saturating_sub(probes * per_probe),
             probes,
             probe_every_ns: PROBE_EVERY.as_nanos() as u64,
-            size: 16,
+            ..Flow::to_counters(groups, now_ns()?)
         };
         nodes.all_do(&FlowTask::Begin(flow), TIMEOUT).await?;
         took(nodes, StallTask::LogWrites).await?;
