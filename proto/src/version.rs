@@ -12,7 +12,7 @@
 //! |---:|---|
 //! | 1 | everything before there were versions |
 //! | 2 | the version itself; removed nodes, whose numbers are never given again; replicas that are moved automatically; drains that are extended by the clock of the one who extends them |
-//! | 3 | tokens of clients and operators in the catalog |
+//! | 3 | tokens of clients and operators in the catalog; rules for replicas, and reports of which members have no vote |
 
 use std::fmt;
 

@@ -38,6 +38,7 @@ mod rebuild;
 mod replicas;
 mod requirement;
 mod rolling_restart;
+mod rule;
 mod security;
 mod serve;
 mod skip;

@@ -1,4 +1,4 @@
-//! `shardhost replicas`: which replicas the cluster moves automatically, and why.
+//! `shardhost replicas`: which replicas the cluster moves automatically, why, and by which rules.
 
 use std::ops::RangeInclusive;
 use std::process::ExitCode;
@@ -18,6 +18,7 @@ use super::catalog::Catalog;
 use super::leader_of_catalog::{self, Answer};
 use super::output::{facts, number};
 use super::planner::{Mode, word_of};
+use super::rule;
 use super::target::Target;
 
 /// Lines that are shown of a list.
@@ -50,13 +51,17 @@ pub enum Command {
         #[command(flatten)]
         target: Target,
     },
+    /// Rules: how many replicas groups have, and where they may be.
+    #[command(subcommand)]
+    Rule(rule::Command),
 }
 
-/// Shows the state, or switches the mode.
+/// Shows the state, switches the mode, or changes rules.
 pub async fn run(command: &Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Status { why, target } => status(*why, target).await?,
         Command::Mode { mode, replace_after, target } => set(*mode, *replace_after, target).await?,
+        Command::Rule(command) => return rule::run(command).await,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -189,8 +194,7 @@ fn described(
 
 fn list(what: &str, replicas: &[MovingReplica], total: u64) {
     for replica in replicas.iter().take(SHOWN) {
-        let MovingReplica { group, from, to, reason, .. } = replica;
-        println!("group {group} {what} from node {from} to node {to}: {reason}");
+        println!("group {} {what}: {}; {}", replica.group, replica.words(), replica.reason);
     }
     more(total, replicas.len().min(SHOWN));
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use shardhost_groups::{GroupId, NodeId};
-use shardhost_policy::allocator::{Allocator, Change, Observation, Outcome, Reason};
+use shardhost_policy::allocator::{Allocator, Change, Observation, Outcome, Reason, Step};
 use shardhost_proto::system as wire;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -42,17 +42,10 @@ impl Shared {
 /// Runs until `lost`.
 pub(super) async fn allocate(inner: Weak<Inner>, planner_term: u64, lost: CancellationToken) {
     let shared = Shared::new();
-    if let Some(inner) = inner.upgrade() {
-        *inner.allocator.lock() = Some((planner_term, shared.clone()));
-    }
-    lost.run_until_cancelled(run(inner.clone(), planner_term, shared)).await;
-    if let Some(inner) = inner.upgrade() {
-        let mut current = inner.allocator.lock();
-        // A later leadership may have begun.
-        if current.as_ref().is_some_and(|(term, _)| *term == planner_term) {
-            *current = None;
-        }
-    }
+    let Some(running) = inner.upgrade() else { return };
+    let _shared = running.allocator.share(planner_term, shared.clone());
+    drop(running);
+    lost.run_until_cancelled(run(inner, planner_term, shared)).await;
 }
 
 async fn run(inner: Weak<Inner>, planner_term: u64, shared: Shared) {
@@ -87,17 +80,21 @@ async fn pass(
     let group = inner.host.group(SYSTEM_GROUP);
     let membership = group.map(|group| group.membership());
     let members = membership.iter().flat_map(|membership| membership.members.values());
-    let system: BTreeSet<NodeId> = members.map(|member| member.node).collect();
+    let system: BTreeSet<NodeId> = members.clone().map(|member| member.node).collect();
+    let learners = members.filter(|member| !member.voter && !member.outgoing_voter);
+    let system_learners: BTreeSet<NodeId> = learners.map(|member| member.node).collect();
+    let system_learners: Vec<NodeId> = system_learners.into_iter().collect();
     let (view, live, shared) = (Arc::clone(view), Arc::clone(live), shared.clone());
     let passed = tokio::task::spawn_blocking(move || {
         let now_ms = shared.now_ms();
-        let seen = Observation { now_ms, view: &view, live: &live, system: &system };
+        let (view, live, system) = (&view, &live, &system);
+        let seen = Observation { now_ms, view, live, system, system_learners: &system_learners };
         shared.allocator.lock().pass(&seen)
     });
     match passed.await {
         Ok(orders) => {
-            for Change { group, old, new, reason, .. } in &orders {
-                tracing::info!(%group, from = %old, to = %new, %reason, "a replica is to move");
+            for Change { group, step, reason, .. } in &orders {
+                tracing::info!(%group, ?step, %reason, "a replica is to move");
             }
             orders
         }
@@ -120,14 +117,14 @@ impl Asking {
     /// The members are asked one after the other, those that answer first; each may name the leader. This
     /// host leads the system group.
     fn new(own: NodeId, view: &View, live: &BTreeSet<NodeId>, change: Change) -> Self {
-        let Change { group, old, new, reason, instead_of } = change;
+        let Change { group, step, reason, instead_of, .. } = change;
         let members =
             view.groups().get(&group).map_or_else(Vec::new, |group| group.members().to_vec());
         let mut left: Vec<NodeId> = if group == SYSTEM_GROUP { vec![own] } else { members };
-        left.retain(|node| reason != Reason::Gone || *node != old);
+        left.retain(|node| reason != Reason::Gone || Some(*node) != step.old());
         left.sort_by_key(|node| (live.contains(node), std::cmp::Reverse(*node)));
         let gone = reason == Reason::Gone;
-        Self { order: Replacement { group, old, new, gone, instead_of }, left }
+        Self { order: Replacement { group, step, gone, instead_of }, left }
     }
 
     /// The next one to ask; a leader that was named comes first, if it was not asked.
@@ -198,8 +195,9 @@ async fn ask(
 ) -> BTreeMap<GroupId, Replaced> {
     let message = |Asking { order, .. }: &Asking| wire::Replacement {
         group: order.group.get(),
-        old: order.old.get(),
-        new: order.new.get(),
+        old: order.step.old().map_or(0, NodeId::get),
+        new: order.step.new_node().map_or(0, NodeId::get),
+        learner: matches!(order.step, Step::Add { learner: true, .. }),
         gone: order.gone,
         instead_of: order.instead_of.map_or(0, NodeId::get),
     };
@@ -252,8 +250,9 @@ mod tests {
         }
         let (id, kind) = (GroupId::new(7), Name::new(Subject::Kind, "table").unwrap());
         run(Operation::CreateGroup(NewGroup::new(id, kind, (1..=5).map(node))));
-        let (reason, instead_of) = (Reason::Gone, None);
-        let change = Change { group: id, old: node(1), new: node(6), reason, instead_of };
+        let (reason, urgent, instead_of) = (Reason::Gone, true, None);
+        let step = Step::Replace { old: node(1), new: node(6) };
+        let change = Change { group: id, step, reason, urgent, instead_of };
         let live = [3, 4, 5, 6].map(node).into();
         let mut asking = Asking::new(node(4), catalog.view(), &live, change);
         let named = [None, Some(node(5)), Some(node(5)), None, None];

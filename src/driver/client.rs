@@ -5,7 +5,6 @@
 //! the catalog and decide again.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -16,7 +15,7 @@ use shardhost_groups::{Group, GroupId, NodeId, ProposeError, ReadMode};
 use shardhost_proto::system as wire;
 use shardhost_proto::system::catalog_reply::Reply as WireReply;
 use shardhost_proto::system::system_client::SystemClient;
-use shardhost_security::channel::Channel;
+use shardhost_security::channel::{Channel, is_not_sent};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tonic::transport::Endpoint;
@@ -313,7 +312,7 @@ impl CatalogClient {
             Err(status) => {
                 self.forget(&address);
                 let reason = status.message().to_owned();
-                match surely_not_sent(&status) {
+                match is_not_sent(&status) {
                     true => Asked::Elsewhere { leader: None, reason },
                     false => Asked::Unknown(reason),
                 }
@@ -401,18 +400,6 @@ impl CatalogClient {
     pub(super) fn forget(&self, address: &str) {
         self.inner.channels.lock().remove(address);
     }
-}
-
-/// Whether there was no connection to send on.
-fn surely_not_sent(status: &tonic::Status) -> bool {
-    let mut cause = status.source();
-    while let Some(error) = cause {
-        if error.is::<tonic::ConnectError>() {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
 }
 
 fn read_reply(reply: wire::CatalogReply) -> Asked {

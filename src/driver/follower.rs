@@ -47,6 +47,27 @@ pub(super) async fn follow(
     stop.run_until_cancelled(follower.run()).await;
 }
 
+/// Does something with the catalog as this host knows it, and with each later view, until `stop`. Views
+/// that are followed by others meanwhile are left out.
+pub async fn with_each_view(
+    mut views: watch::Receiver<CatalogView>,
+    stop: CancellationToken,
+    take: impl AsyncFn(&View),
+) {
+    let follow = async {
+        loop {
+            let known = views.borrow_and_update().clone();
+            if let Some(view) = known {
+                take(&view).await;
+            }
+            if views.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    stop.run_until_cancelled(follow).await;
+}
+
 struct Follower {
     source: Replicas,
     view: watch::Sender<CatalogView>,

@@ -9,6 +9,7 @@
 //! | `founding` | this host's replica of the system group: opened, or created by the initial members |
 //! | `reconciler`, `dirty_set` | what the catalog intends is done on this host; for which groups |
 //! | `registration`, `drain_clocks` | this node, its first settings and the passing of time are reported to the catalog |
+//! | `leading` | what runs while this host leads the system group |
 //! | `planning`, `moves`, `reporter` | the planner's passes, its orders on a host, the reports to it |
 //! | `allocation`, `replacing` | the allocator of replicas, and its orders on a host |
 //! | `shard_map` | which shards there are, as the catalog has it |
@@ -31,6 +32,7 @@ pub mod drain_doubts;
 pub mod drains;
 mod follower;
 mod founding;
+mod leading;
 mod moves;
 mod planning;
 mod reconciler;
@@ -50,24 +52,25 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use shardhost_groups::machine::StateMachine;
-use shardhost_groups::selector::GroupSelector;
 use shardhost_groups::{GroupId, NodeId, OpenGroupError};
 use shardhost_proto::limits::wait_of;
+use shardhost_proto::system as wire;
 use shardhost_proto::system::system_server::SystemServer;
-use shardhost_proto::{balance, system as wire};
 use tokio::sync::watch;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::DropGuard;
 
 pub use self::client::{ANSWERS_WITHIN, CatalogClient, CatalogError};
 pub use self::drain::{Drain, DrainOptions, DrainProgress, DrainState, Fallback};
 use self::drains::Drains;
+pub use self::follower::with_each_view;
+use self::leading::{WhileLed, lead_when_elected};
 pub use self::reconciler::life_of;
 use self::reporter::Reporter;
 pub use self::service::SystemService;
 use crate::host::Host;
 pub use shardhost_policy::catalog::SYSTEM_GROUP;
 use shardhost_policy::catalog::{NewGroup, PlannerMode, ReplicaSettings, Revision, View};
-use shardhost_policy::executor::{ExecutorSettings, Fence, PlannerTerm};
+use shardhost_policy::executor::{ExecutorSettings, Fence};
 use shardhost_proto::shard_map::ShardMap;
 
 /// The kind of its state machine.
@@ -167,10 +170,10 @@ struct Inner {
     /// Planners that this host knows of.
     fence: Mutex<Fence>,
     begun: Instant,
-    /// While this host leads the system group.
-    planner: Mutex<Option<planning::Shared>>,
-    /// The same, and its term.
-    allocator: Mutex<Option<(u64, allocation::Shared)>>,
+    planner: WhileLed<planning::Shared>,
+    allocator: WhileLed<allocation::Shared>,
+    /// Groups that the reconciler is to look at.
+    news: Arc<reconciler::News>,
     /// The catalog answered that this node was removed.
     removed: watch::Sender<bool>,
 }
@@ -202,8 +205,9 @@ impl System {
             stopped: AtomicBool::new(false),
             fence: Mutex::default(),
             begun: Instant::now(),
-            planner: Mutex::default(),
-            allocator: Mutex::default(),
+            planner: WhileLed::default(),
+            allocator: WhileLed::default(),
+            news: Arc::default(),
             removed: watch::Sender::new(false),
         });
         let executor = options.executor;
@@ -234,6 +238,7 @@ impl System {
             watcher(),
             machines,
             drains,
+            Arc::clone(&inner.news),
             stop.clone(),
         ));
         tokio::spawn(registration::register(
@@ -321,53 +326,6 @@ impl System {
             }
         }
     }
-    /// The state of the planner, where this host leads the system group.
-    pub fn planner_reply(
-        &self,
-        request: &balance::PlannerRequest,
-    ) -> Result<balance::PlannerReply, tonic::Status> {
-        let leader = self.inner.host.group(SYSTEM_GROUP).and_then(|group| group.status().leader);
-        let leader_node = leader.map_or(0, |leader| leader.node.get());
-        let mut reply = balance::PlannerReply { leader_node, ..Default::default() };
-        let Some(planner) = self.inner.planner.lock().clone() else { return Ok(reply) };
-        let now = planner.clock.now_ms();
-        let planner = planner.executor.lock();
-        let unwritable = |error: serde_json::Error| tonic::Status::internal(error.to_string());
-        let status = serde_json::to_vec(&planner.status(now)).map_err(unwritable)?;
-        reply.status = status.into();
-        if request.why_group > 0 {
-            let group = GroupId::new(request.why_group);
-            reply.why = planner.why(group, now).to_string();
-            let view = self.view();
-            reply.why_unknown = view.is_some_and(|view| !view.groups().contains_key(&group));
-        }
-        if request.last_round
-            && let Some(last) = planner.recorded().last()
-        {
-            reply.round = serde_json::to_vec(last).map_err(unwritable)?.into();
-        }
-        Ok(reply)
-    }
-    /// The state of the allocator, where this host leads the system group.
-    pub fn allocator_reply(
-        &self,
-        request: &balance::AllocatorRequest,
-    ) -> Result<balance::AllocatorReply, tonic::Status> {
-        let leader = self.inner.host.group(SYSTEM_GROUP).and_then(|group| group.status().leader);
-        let leader_node = leader.map_or(0, |leader| leader.node.get());
-        let mut reply = balance::AllocatorReply { leader_node, ..Default::default() };
-        let Some((_, shared)) = self.inner.allocator.lock().clone() else { return Ok(reply) };
-        let allocator = shared.allocator.lock();
-        let status = serde_json::to_vec(&allocator.status(shared.now_ms()));
-        reply.status = status.map_err(|error| tonic::Status::internal(error.to_string()))?.into();
-        if request.why_group > 0 {
-            let group = GroupId::new(request.why_group);
-            reply.why = allocator.why(group);
-            let view = self.view();
-            reply.why_unknown = view.is_some_and(|view| !view.groups().contains_key(&group));
-        }
-        Ok(reply)
-    }
     /// The local switch: whether planned moves may leave this node. It lasts until the host stops,
     /// and concerns neither refusal nor drain.
     pub fn stop_planned_moves(&self, stopped: bool) {
@@ -426,53 +384,4 @@ async fn view_at(
     known.ok_or_else(|| CatalogError::Unknown {
         message: format!("revision {revision} is not heard of here"),
     })
-}
-
-/// Does something with the catalog as this host knows it, and with each later view, until `stop`.
-async fn with_each_view(
-    mut views: watch::Receiver<CatalogView>,
-    stop: CancellationToken,
-    take: impl AsyncFn(&View),
-) {
-    let follow = async {
-        loop {
-            let known = views.borrow_and_update().clone();
-            if let Some(view) = known {
-                take(&view).await;
-            }
-            if views.changed().await.is_err() {
-                return;
-            }
-        }
-    };
-    stop.run_until_cancelled(follow).await;
-}
-
-/// While this host leads the system group, it tends the catalog and plans.
-fn lead_when_elected(
-    inner: &Arc<Inner>,
-    beginning: registration::Beginning,
-    executor: ExecutorSettings,
-    stop: CancellationToken,
-) {
-    let weak = Arc::downgrade(inner);
-    let guard = inner.host.while_leader(GroupSelector::One(SYSTEM_GROUP), move |scope| {
-        let (weak, beginning, executor) = (weak.clone(), beginning.clone(), executor.clone());
-        async move {
-            let Some(inner) = weak.upgrade() else { return };
-            let (client, view) = (inner.client.clone(), inner.view.subscribe());
-            let host = inner.host.clone();
-            drop(inner);
-            let lost = scope.cancelled;
-            let tend = registration::lead(host, client, view, beginning, lost.clone());
-            let term = scope.term.get();
-            let allocate = allocation::allocate(weak.clone(), term, lost.clone());
-            let plan = planning::plan(weak, PlannerTerm::new(term), executor, lost);
-            tokio::join!(tend, plan, allocate);
-        }
-    });
-    tokio::spawn(async move {
-        stop.cancelled().await;
-        drop(guard);
-    });
 }

@@ -46,13 +46,13 @@ pub(super) async fn plan(
 ) {
     let clock = PlannerClock::new(Instant::now(), time_of_day_ms());
     let executor = Arc::new(Mutex::new(Executor::new(planner_term, clock.now_ms(), settings)));
-    if let Some(inner) = inner.upgrade() {
-        let executor = Arc::clone(&executor);
-        *inner.planner.lock() = Some(Shared { executor, clock });
-    }
+    let Some(running) = inner.upgrade() else { return };
+    let shared = Shared { executor: Arc::clone(&executor), clock };
+    let _shared = running.planner.share(planner_term.get(), shared);
+    drop(running);
     let (sender, outcomes) = mpsc::channel(MAX_OUTCOMES);
     let driver = Driver {
-        inner: inner.clone(),
+        inner,
         executor,
         clock,
         planner_term,
@@ -62,16 +62,6 @@ pub(super) async fn plan(
         sending: JoinSet::new(),
     };
     lost.run_until_cancelled(driver.run(outcomes)).await;
-    if let Some(inner) = inner.upgrade() {
-        let mut current = inner.planner.lock();
-        // A later leadership may have begun.
-        if current
-            .as_ref()
-            .is_some_and(|current| current.executor.lock().planner_term() == planner_term)
-        {
-            *current = None;
-        }
-    }
 }
 
 struct Driver {

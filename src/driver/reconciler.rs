@@ -23,7 +23,7 @@ use parking_lot::Mutex;
 use shardhost_groups::leadership::{HookKind, LeadershipEvent};
 use shardhost_groups::runtime::{Destruction, MachineFactory};
 use shardhost_groups::selector::GroupSelector;
-use shardhost_groups::{GroupId, GroupSpec, LogIndex};
+use shardhost_groups::{Group, GroupId, GroupSpec, LogIndex};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::looking::Looked;
 pub use self::looking::life_of;
-use self::members::news_of_members;
+use self::members::{is_changing, news_of_members};
 use super::client::{CatalogClient, CatalogError};
 use super::dirty_set::{DirtySet, Scope};
 use super::{CatalogView, GroupMachines, fresh_view};
@@ -60,6 +60,8 @@ const CREATED_TOGETHER: usize = 512;
 const MAX_TOLD: usize = 256;
 /// Commands about members under way.
 const TOLD_AT_ONCE: usize = 32;
+/// While members of groups that are led here change: between two looks at whether they still do.
+const CHANGING_LOOK: Duration = Duration::from_millis(100);
 
 /// Carries out what the catalog intends, until `stop`.
 pub(super) async fn keep(
@@ -68,10 +70,10 @@ pub(super) async fn keep(
     view: watch::Receiver<CatalogView>,
     machines: Arc<dyn GroupMachines>,
     drains: Arc<Drains>,
+    news: Arc<News>,
     stop: CancellationToken,
 ) {
-    let led = Arc::new(Led::default());
-    let noted = Arc::clone(&led);
+    let noted = Arc::clone(&news);
     let note = move |event: &LeadershipEvent| noted.note(event.group());
     let hook = host.on_leadership(GroupSelector::All, HookKind::Dispatched, note);
     let dirty_set = DirtySet::new(host.node_id(), Instant::now());
@@ -86,22 +88,24 @@ pub(super) async fn keep(
         dirty_set,
         steps,
         under_way,
+        changing: BTreeSet::new(),
         from,
         told: 0,
     };
-    stop.run_until_cancelled(reconciler.run(&led)).await;
+    stop.run_until_cancelled(reconciler.run(&news)).await;
     drop(hook);
 }
 
-/// Groups whose leadership changed here since the last round: at most all that are here.
-#[derive(Default)]
-struct Led {
+/// Groups whose leadership changed here since the last round, or a change of whose members was begun: at
+/// most all that are here.
+#[derive(Debug, Default)]
+pub(super) struct News {
     groups: Mutex<BTreeSet<GroupId>>,
     noted: Notify,
 }
 
-impl Led {
-    fn note(&self, group: GroupId) {
+impl News {
+    pub(super) fn note(&self, group: GroupId) {
         self.groups.lock().insert(group);
         self.noted.notify_one();
     }
@@ -131,6 +135,8 @@ struct Reconciler {
     steps: JoinSet<Ended>,
     /// The groups that it is about.
     under_way: BTreeSet<GroupId>,
+    /// Those led here whose members changed when they were looked at: what they end as is reported soon.
+    changing: BTreeSet<GroupId>,
     /// Where the next round about everything begins.
     from: GroupId,
     /// Irregularities that were logged, so that each is logged once.
@@ -138,20 +144,21 @@ struct Reconciler {
 }
 
 impl Reconciler {
-    async fn run(&mut self, led: &Led) {
+    async fn run(&mut self, news: &News) {
         loop {
             let known = self.view.borrow_and_update().clone();
             let pause = match known {
                 Some(view) => {
                     self.dirty_set.take_over(&view, Instant::now());
-                    self.dirty_set.add(led.take());
+                    self.dirty_set.add(news.take());
+                    self.dirty_set.add(std::mem::take(&mut self.changing));
                     self.round(&view).await
                 }
                 None => ROUND_EVERY,
             };
             tokio::select! {
                 changed = self.view.changed() => if changed.is_err() { return },
-                () = led.noted.notified() => {}
+                () = news.noted.notified() => {}
                 Some(ended) = self.steps.join_next() => self.settle(ended),
                 () = tokio::time::sleep(pause) => {}
             }
@@ -186,7 +193,8 @@ impl Reconciler {
             Err(_) => self.dirty_set.all_by(now + RETRY_AFTER),
         }
         let pause = self.dirty_set.due(now) - now;
-        drain.map_or(pause, |look| look.min(pause))
+        let changing = (!self.changing.is_empty()).then_some(CHANGING_LOOK);
+        [drain, changing].into_iter().flatten().fold(pause, Duration::min)
     }
 
     fn compare(&mut self, view: &View, looked: &Looked, scope: &Scope) -> Round {
@@ -333,14 +341,27 @@ impl Reconciler {
     }
 
     /// Reports to the catalog the members of the groups that are led here, where its record
-    /// differs. Returns the groups that there was no room for.
-    async fn tell_members(&self, view: &View, scope: &Scope) -> Result<Vec<GroupId>, CatalogError> {
+    /// differs. Returns the groups that there was no room for. Where members change at the moment, what
+    /// they end as is reported soon, and what they are meanwhile when everything is compared.
+    async fn tell_members(
+        &mut self,
+        view: &View,
+        scope: &Scope,
+    ) -> Result<Vec<GroupId>, CatalogError> {
         let groups = match scope {
             Scope::All => self.host.groups(),
             Scope::Only(ids) => ids.iter().filter_map(|id| self.host.group(*id)).collect(),
         };
-        let news = groups.iter().filter_map(|group| news_of_members(view, &group.status()));
-        let mut news: Vec<Operation> = news.collect();
+        let mut news: Vec<Operation> = Vec::new();
+        for status in groups.iter().map(Group::status) {
+            let changing = is_changing(&status);
+            if changing {
+                self.changing.insert(status.id);
+            }
+            if !changing || *scope == Scope::All {
+                news.extend(news_of_members(view, &status));
+            }
+        }
         let untold = news.split_off(news.len().min(MAX_TOLD));
         let told = news.into_iter().map(|operation| self.tell(operation));
         stream::iter(told).buffer_unordered(TOLD_AT_ONCE).try_collect::<()>().await?;

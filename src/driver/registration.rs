@@ -410,6 +410,7 @@ mod tests {
             config_index: LogIndex::new(9),
             nodes: [1, 2, 4].map(NodeId::must).into(),
             founding: Some([1, 2].map(NodeId::must).into()),
+            learners: None,
             generation: None,
         });
         catalog.view().groups()[&id].as_ref().clone()

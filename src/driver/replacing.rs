@@ -1,4 +1,4 @@
-//! What a host does with an order to replace a member of a group that it leads. The group decides: the order is
+//! What a host does with an order to replace, add or remove a member of a group that it leads. The group decides: the order is
 //! refused where it does not fit what the leader sees.
 
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use shardhost_storage::{Member, Membership};
 use tonic::Status;
 
 use super::Inner;
+use shardhost_policy::allocator::Step as Ordered;
 use shardhost_policy::catalog::{PlannedMoves, View};
 use shardhost_policy::inputs::moves::MAX_LAG;
 
@@ -23,13 +24,12 @@ const SIDE_BY_SIDE: usize = 64;
 /// How long one may take to be recorded in its group. Those who ask wait a little longer.
 const RECORDED_WITHIN: Duration = Duration::from_millis(2_000);
 
-/// One member of a group is to be replaced.
+/// One member of a group is to be replaced, added or removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Replacement {
     pub(super) group: GroupId,
-    pub(super) old: NodeId,
-    pub(super) new: NodeId,
-    /// It is ordered because `old` is gone: not where it answers.
+    pub(super) step: Ordered,
+    /// It is ordered because the member that goes is gone: not where it answers.
     pub(super) gone: bool,
     /// An addition to this node is given up first: it did not end.
     pub(super) instead_of: Option<NodeId>,
@@ -69,36 +69,38 @@ impl Inner {
         Ok(wire::ReplaceReply { outcomes })
     }
 
-    /// Tries one order.
+    /// Tries one order. What is begun is watched until it ended, which is reported then.
     pub(super) async fn replace(&self, order: Replacement) -> Replaced {
+        let replaced = self.try_to(order).await;
+        if matches!(replaced, Replaced::Begun | Replaced::Unknown) {
+            self.news.note(order.group);
+        }
+        replaced
+    }
+
+    async fn try_to(&self, order: Replacement) -> Replaced {
         let Some(group) = self.host.group(order.group) else { return Replaced::NotLeader(None) };
         let status = group.status();
         if status.role != Role::Leader {
             return Replaced::NotLeader(status.leader.map(|hint| hint.node));
         }
-        if order.gone && self.answers(order.old) {
-            return Replaced::Refused(format!("node {} answers its leader", order.old));
+        if let Some(old) = order.step.old().filter(|old| order.gone && self.answers(*old)) {
+            return Replaced::Refused(format!("node {old} answers its leader"));
         }
         let step = match next_step(&status.membership, order, |node| self.answers(node)) {
             Ok(step) => step,
             Err(why) => return Replaced::Refused(why),
         };
         let seen = status.membership.config_index;
-        match tokio::time::timeout(RECORDED_WITHIN, self.execute(&group, order, step, seen)).await {
+        match tokio::time::timeout(RECORDED_WITHIN, self.execute(&group, step, seen)).await {
             Ok(outcome) => outcome,
             Err(_) => Replaced::Unknown,
         }
     }
 
     /// `expecting`: the configuration that the step was decided by.
-    async fn execute(
-        &self,
-        group: &Group,
-        order: Replacement,
-        step: Step,
-        expecting: LogIndex,
-    ) -> Replaced {
-        let Replacement { old, new, .. } = order;
+    async fn execute(&self, group: &Group, step: Step, expecting: LogIndex) -> Replaced {
+        let one = MembershipChange::new().expecting(expecting);
         let changed = match step {
             Step::Nothing => return Replaced::Begun,
             Step::Cancel => {
@@ -110,14 +112,18 @@ impl Inner {
                     Err(error) => Replaced::Refused(error.to_string()),
                 };
             }
-            Step::ReplaceVoter if old == self.host.node_id() => {
+            Step::ReplaceVoter { old, .. } | Step::Remove { old } if old == self.host.node_id() => {
                 return self.hand_over(group).await;
             }
-            Step::ReplaceVoter => group.replace_member(old, new, Some(expecting)).await,
-            Step::ReplaceLearner => {
-                let change = MembershipChange::new().add_learner(new).remove(old);
-                group.change_membership(change.expecting(expecting)).await
+            Step::ReplaceVoter { old, new } => {
+                group.replace_member(old, new, Some(expecting)).await
             }
+            Step::ReplaceLearner { old, new } => {
+                group.change_membership(one.add_learner(new).remove(old)).await
+            }
+            Step::AddVoter { new } => group.change_membership(one.add_voter(new)).await,
+            Step::AddLearner { new } => group.change_membership(one.add_learner(new)).await,
+            Step::Remove { old } => group.change_membership(one.remove(old)).await,
         };
         match changed {
             Ok(_) => Replaced::Begun,
@@ -158,8 +164,23 @@ impl Inner {
 enum Step {
     /// It is under way, or done.
     Nothing,
-    ReplaceVoter,
-    ReplaceLearner,
+    ReplaceVoter {
+        old: NodeId,
+        new: NodeId,
+    },
+    ReplaceLearner {
+        old: NodeId,
+        new: NodeId,
+    },
+    AddVoter {
+        new: NodeId,
+    },
+    AddLearner {
+        new: NodeId,
+    },
+    Remove {
+        old: NodeId,
+    },
     /// An addition to a node that is gone stands in the way.
     Cancel,
 }
@@ -174,29 +195,57 @@ fn next_step(
     let incoming =
         membership.incoming.and_then(|incoming| membership.members.get(&incoming.replica));
     match incoming.map(|member| member.node) {
-        Some(node) if node == order.new => return Ok(Step::Nothing),
+        Some(node) if Some(node) == order.step.new_node() => return Ok(Step::Nothing),
         Some(node) if answers(node) && order.instead_of != Some(node) => {
             return Err(format!("an addition of node {node} is under way"));
         }
         Some(_) => return Ok(Step::Cancel),
         None => {}
     }
-    match (member_on(order.old), member_on(order.new)) {
-        (None, Some(_)) => Ok(Step::Nothing),
-        (None, None) => Err(format!("node {} is no member any more", order.old)),
-        (Some(_), Some(_)) => Err(format!("node {} is a member already", order.new)),
-        (Some(Member { voter: true, .. }), None) => Ok(Step::ReplaceVoter),
-        (Some(_), None) => Ok(Step::ReplaceLearner),
+    match order.step {
+        Ordered::Replace { old, new } => match (member_on(old), member_on(new)) {
+            (None, Some(_)) => Ok(Step::Nothing),
+            (None, None) => Err(format!("node {old} is no member any more")),
+            (Some(_), Some(_)) => Err(format!("node {new} is a member already")),
+            (Some(Member { voter: true, .. }), None) => Ok(Step::ReplaceVoter { old, new }),
+            (Some(_), None) => Ok(Step::ReplaceLearner { old, new }),
+        },
+        Ordered::Add { new, learner } => match member_on(new) {
+            None if learner => Ok(Step::AddLearner { new }),
+            None => Ok(Step::AddVoter { new }),
+            Some(member) if member.voter != learner => Ok(Step::Nothing),
+            Some(_) => Err(format!("node {new} is a member already")),
+        },
+        Ordered::Remove { old } => match member_on(old) {
+            None => Ok(Step::Nothing),
+            Some(Member { voter: true, .. }) => match outlives(membership, old, answers) {
+                true => Ok(Step::Remove { old }),
+                false => Err(format!("without node {old} too few of its voters answer")),
+            },
+            Some(_) => Ok(Step::Remove { old }),
+        },
     }
 }
 
+/// Whether the voters that are left without a node are enough, and a majority of them answers.
+fn outlives(membership: &Membership, old: NodeId, answers: impl Fn(NodeId) -> bool) -> bool {
+    let left: Vec<NodeId> =
+        membership.voters().map(|(_, node)| node).filter(|node| *node != old).collect();
+    left.iter().filter(|node| answers(**node)).count() > left.len() / 2
+}
+
 fn order_of(message: &wire::Replacement) -> Result<Replacement, Status> {
-    let node = |number| {
-        NodeId::new(number).ok_or_else(|| Status::invalid_argument("nodes are numbered from 1"))
+    let wire::Replacement { group, old, new, gone, instead_of, learner } = *message;
+    let step = match (NodeId::new(old), NodeId::new(new)) {
+        (Some(old), Some(new)) => Ordered::Replace { old, new },
+        (None, Some(new)) => Ordered::Add { new, learner },
+        (Some(old), None) => Ordered::Remove { old },
+        (None, None) => {
+            return Err(Status::invalid_argument("an order that names no node"));
+        }
     };
-    let wire::Replacement { group, old, new, gone, instead_of } = *message;
     let (group, instead_of) = (GroupId::new(group), NodeId::new(instead_of));
-    Ok(Replacement { group, old: node(old)?, new: node(new)?, gone, instead_of })
+    Ok(Replacement { group, step, gone, instead_of })
 }
 
 fn outcome_to_wire(group: GroupId, outcome: Replaced) -> wire::ReplaceOutcome {
@@ -242,14 +291,21 @@ mod tests {
     fn step(membership: &Membership, old: u64, new: u64) -> Result<Step, String> {
         let (old, new) = (NodeId::must(old), NodeId::must(new));
         let (group, instead_of) = (GroupId::new(7), Some(NodeId::must(8)));
-        let order = Replacement { group, old, new, gone: true, instead_of };
+        let step = Ordered::Replace { old, new };
+        let order = Replacement { group, step, gone: true, instead_of };
         next_step(membership, order, |node| node != NodeId::must(9))
     }
 
     #[test]
     fn a_voter_is_replaced_by_a_voter_and_a_learner_by_a_learner() {
-        assert_eq!(step(&membership(), 3, 5), Ok(Step::ReplaceVoter));
-        assert_eq!(step(&membership(), 4, 5), Ok(Step::ReplaceLearner));
+        assert_eq!(
+            step(&membership(), 3, 5),
+            Ok(Step::ReplaceVoter { old: NodeId::must(3), new: NodeId::must(5) })
+        );
+        assert_eq!(
+            step(&membership(), 4, 5),
+            Ok(Step::ReplaceLearner { old: NodeId::must(4), new: NodeId::must(5) })
+        );
     }
 
     #[test]
@@ -271,6 +327,34 @@ mod tests {
         // So does one that is to be given up, although the node answers.
         changing.members.insert(replica(5), Member::learner(NodeId::must(8)));
         assert_eq!(step(&changing, 3, 6), Ok(Step::Cancel));
+    }
+
+    #[test]
+    fn a_member_is_added_or_removed_once() {
+        let next = |step, answering: fn(NodeId) -> bool| {
+            let (group, instead_of) = (GroupId::new(7), None);
+            next_step(
+                &membership(),
+                Replacement { group, step, gone: false, instead_of },
+                answering,
+            )
+        };
+        let (all, node) = ((|_| true) as fn(NodeId) -> bool, NodeId::must);
+        let (new, learner) = (node(5), true);
+        assert_eq!(next(Ordered::Add { new, learner }, all), Ok(Step::AddLearner { new }));
+        assert_eq!(next(Ordered::Add { new, learner: false }, all), Ok(Step::AddVoter { new }));
+        let there = Ordered::Add { new: node(4), learner };
+        assert_eq!(next(there, all), Ok(Step::Nothing));
+        assert_eq!(next(Ordered::Add { new: node(3), learner: false }, all), Ok(Step::Nothing));
+        assert!(next(Ordered::Add { new: node(4), learner: false }, all).is_err());
+        let old = node(3);
+        assert_eq!(next(Ordered::Remove { old }, all), Ok(Step::Remove { old }));
+        assert_eq!(next(Ordered::Remove { old: node(8) }, all), Ok(Step::Nothing));
+        // Of the two voters that are left, one does not answer.
+        let refused = next(Ordered::Remove { old }, |node| node != NodeId::must(1));
+        assert!(refused.unwrap_err().contains("too few"));
+        let old = node(4);
+        assert_eq!(next(Ordered::Remove { old }, |_| false), Ok(Step::Remove { old }));
     }
 
     #[test]

@@ -40,10 +40,12 @@ const fn code_of(refusal: &Refusal) -> Code {
         R::UnknownGroup { .. }
         | R::UnknownNode { .. }
         | R::UnknownZone { .. }
-        | R::UnknownToken { .. } => Code::NotFound,
-        R::GroupExists { .. } | R::AlreadyDraining { .. } | R::TokenExists { .. } => {
-            Code::AlreadyExists
-        }
+        | R::UnknownToken { .. }
+        | R::UnknownRule { .. } => Code::NotFound,
+        R::GroupExists { .. }
+        | R::AlreadyDraining { .. }
+        | R::TokenExists { .. }
+        | R::SameGroups { .. } => Code::AlreadyExists,
         R::WrongRevision { .. } | R::StaleAdvertisement { .. } | R::StaleMembers { .. } => {
             Code::Aborted
         }
@@ -53,6 +55,7 @@ const fn code_of(refusal: &Refusal) -> Code {
         | R::Missing { .. }
         | R::Repeated { .. }
         | R::BadTime { .. }
+        | R::BadVoters { .. }
         | R::Malformed { .. } => Code::InvalidArgument,
         _ => Code::FailedPrecondition,
     }

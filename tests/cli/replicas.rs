@@ -117,7 +117,8 @@ async fn what_would_move_is_shown_before_it_is_allowed_to() {
     let chosen = || async { state(&servers, 1).await["chosen_total"] == 7 };
     servers.until("seven replicas would move", chosen).await;
     let shown = servers.run(2, &["replicas", "status", "--why", "1000000"]).await.ok();
-    for words in ["replicas", "shadow", "node 3 for", "would move from node 3 to node 4"] {
+    for words in ["replicas", "shadow", "node 3 for", "would move: a replica from node 3 to node 4"]
+    {
         assert!(shown.contains(words), "{words}: {shown}");
     }
     assert_eq!(replicas(&servers, 1).await.get(&4), before.get(&4));

@@ -16,6 +16,15 @@ pub struct Held {
     pub learns: bool,
     /// What the group requires of its leader.
     pub requires: BTreeSet<String>,
+    /// `None`: no rule counts for it.
+    pub allowed: Option<Allowed>,
+}
+
+/// What a rule says of the replicas of a group.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Allowed {
+    pub rule: String,
+    pub nodes: BTreeSet<u64>,
 }
 
 /// A node that answers.
@@ -85,6 +94,18 @@ fn candidates(
         let why: Vec<String> = free.iter().filter_map(closed).collect();
         return Err(format!("no node takes it: {}", why.join("; ")));
     }
+    let fit = match &held.allowed {
+        None => fit,
+        Some(Allowed { rule, nodes }) => {
+            let allowed: Vec<u64> = fit.into_iter().filter(|node| nodes.contains(node)).collect();
+            if allowed.is_empty() {
+                return Err(format!(
+                    "rule {rule} allows no other node; `shardhost replicas rule list` shows it"
+                ));
+            }
+            allowed
+        }
+    };
     let meets = |place: &Place| held.requires.is_subset(&place.has);
     // Of a node that does not answer it is not known what it had.
     if held.learns || own.is_some_and(|own| !meets(own)) {
@@ -118,7 +139,7 @@ mod tests {
 
     fn held(group: u64, members: &[u64], requires: &[&str]) -> Held {
         let (members, requires) = (members.iter().copied().collect(), set(requires));
-        Held { group, members, requires, learns: false }
+        Held { group, members, requires, learns: false, allowed: None }
     }
 
     fn place(zone: &str, replicas: u64, has: &[&str]) -> Place {
@@ -184,6 +205,19 @@ mod tests {
         places.insert(4, Place { closed, ..Place::default() });
         let stuck = choose(&group, &places, 1).stuck;
         assert!(stuck[&7].contains("node 4: it is draining"), "{stuck:?}");
+    }
+
+    #[test]
+    fn a_replica_goes_where_its_rule_allows_or_stays() {
+        let places: BTreeMap<u64, Place> =
+            (1..=5).map(|node| (node, place("", node, &[]))).collect();
+        let with = |nodes: &[u64]| {
+            let nodes = nodes.iter().copied().collect();
+            let allowed = Some(Allowed { rule: "near".to_owned(), nodes });
+            choose(&[Held { allowed, ..held(7, &[1, 2, 3], &[]) }], &places, 1)
+        };
+        assert_eq!(with(&[1, 2, 5]).moves, [Move { group: 7, new: 5, learns: false }]);
+        assert!(with(&[1, 2, 3]).stuck[&7].contains("rule near allows no other node"));
     }
 
     /// The group that fits one node only is decided before the one that fits both.

@@ -51,7 +51,7 @@ fn held_by(status: &GroupStatus, node: u64) -> Option<Held> {
     let learns = rebuild::learns(status, rebuild::member_on(status, node)?);
     let requires = membership.requirement.clone().unwrap_or_default().capabilities;
     let requires = requires.into_iter().collect();
-    Some(Held { group: status.group, members: members(status), learns, requires })
+    Some(Held { group: status.group, members: members(status), learns, requires, allowed: None })
 }
 
 #[cfg(test)]

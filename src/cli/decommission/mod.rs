@@ -7,6 +7,7 @@
 mod choose;
 mod groups;
 mod outcome;
+mod rules;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
@@ -28,6 +29,7 @@ use tokio::time::Instant;
 use self::choose::{Move, Place, choose};
 use self::groups::{Groups, members};
 use self::outcome::{Outcome, report, show};
+use self::rules::Rules;
 use super::change::unconfirmed;
 use super::ended::{PARTLY, code_of};
 use super::fill::{Replacement, Step};
@@ -59,7 +61,10 @@ pub struct DecommissionArguments {
 pub async fn run(arguments: &DecommissionArguments) -> anyhow::Result<ExitCode> {
     let DecommissionArguments { node, dry_run, target } = arguments;
     let cluster = Reached::all(target).await?;
-    let Survey { groups, places } = Survey::within(&cluster, *node, target.timeout()).await?;
+    let Survey { mut groups, places } = Survey::within(&cluster, *node, target.timeout()).await?;
+    if cluster.nodes().values().any(|one| one.status.has_catalog) {
+        Rules::look(target).await?.note(&mut groups.held, &places);
+    }
     let choice = choose(&groups.held, &places, *node);
     let mut outcome = Outcome::new(choice.stuck.clone(), &groups.unled);
     if *dry_run {

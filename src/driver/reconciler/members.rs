@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use shardhost_groups::{GroupStatus, NodeId, ReplicaId};
 
 use super::life_of;
-use shardhost_policy::catalog::{GroupRecord, Operation, View};
+use shardhost_policy::catalog::{GroupRecord, Operation, RULES_KNOWN, View};
 
 /// The members to report of a group that is led here, if the catalog's record differs.
 pub(super) fn news_of_members(view: &View, status: &GroupStatus) -> Option<Operation> {
@@ -24,18 +24,35 @@ pub(super) fn news_of_members(view: &View, status: &GroupStatus) -> Option<Opera
     let config_index = status.config_index();
     let reported = known.reported.as_ref();
     let newer = reported.is_none_or(|known| known.config_index < config_index);
-    let more = reported
-        .is_some_and(|known| known.config_index == config_index && known.founding.is_none());
+    let learners = || members.values().filter(|member| !member.voter && !member.outgoing_voter);
+    let learners: BTreeSet<NodeId> = learners().map(|member| member.node).collect();
+    // Programs that know no such reports may run.
+    let may_tell = view.settings().cluster_version >= RULES_KNOWN;
+    let learners = may_tell.then_some(learners);
+    let more = reported.is_some_and(|known| {
+        let lacks = known.founding.is_none() || known.learners.is_none() && may_tell;
+        known.config_index == config_index && lacks
+    });
     let told = nodes.iter().eq(known.members())
-        && known.founding_members().is_some_and(|known| founding.iter().eq(known));
+        && known.founding_members().is_some_and(|known| founding.iter().eq(known))
+        && learners
+            .as_ref()
+            .is_none_or(|told| known.learners().is_some_and(|known| told.iter().eq(known)));
     let (group, founding, generation) = (status.id, Some(founding), Some(generation));
     (!told && (newer || more)).then_some(Operation::RecordMembers {
         group,
         config_index,
         nodes,
         founding,
+        learners,
         generation,
     })
+}
+
+/// Whether the members of a group that is led here change at the moment.
+pub(super) fn is_changing(status: &GroupStatus) -> bool {
+    let membership = &status.membership;
+    status.is_leader() && (membership.incoming.is_some() || membership.is_joint())
 }
 
 /// Whether a member is the one that its node founded the group with. Replica ids are never given

@@ -1,17 +1,19 @@
 //! Which replicas move where: one pass, from what is known at the moment.
 //!
 //! First come replicas on nodes that are gone, those of the catalog before all others, then those of the
-//! groups with the fewest members left. Only while no node is missing replicas are moved between nodes that
-//! run: out of a zone that a group is in twice, and from the nodes that hold most to those that hold fewest.
-//! No move takes from a group: the members that may lead it and the zones that it is in are not fewer after
-//! it, and a move between nodes that run makes the difference of their numbers smaller. So moves end.
+//! groups with the fewest members left; then groups that have fewer replicas than their rules ask for. Only
+//! while no node is missing replicas leave nodes that run: those that are too many by a rule, those on nodes
+//! that a rule does not allow, those in a zone that their group is in twice, and those on the nodes that hold
+//! most. No move takes from a group: the members that may lead it are not fewer after it, nor, unless a rule
+//! asks for it, the zones that it is in; and a move between nodes that run ends a breach of a rule or makes
+//! the difference of their numbers smaller. So moves end.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use shardhost_storage::{GroupId, NodeId};
 
-use super::{Change, Reason, Stuck};
-use crate::catalog::{Name, SYSTEM_GROUP};
+use super::{Change, Reason, Step, Stuck};
+use crate::catalog::{self, Name, ReplicaRule, SYSTEM_GROUP};
 
 /// Whether a node may get replicas.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,20 +39,57 @@ pub struct Place {
 
 /// A group.
 #[derive(Clone, Debug)]
-pub struct Held {
+pub struct Held<'a> {
     pub group: GroupId,
+    /// All of them.
     pub members: Vec<NodeId>,
+    /// Those without a vote; `None`: not known, and their number is left as it is.
+    pub learners: Option<&'a [NodeId]>,
     /// What its leader must have.
-    pub requires: Box<[Name]>,
-    /// It has fewer members than it was created with: only what is gone is replaced.
+    pub requires: &'a [Name],
+    /// Where its leader is wanted: a replica there is not moved for balance.
+    pub wanted: Vec<catalog::Place>,
+    /// It has fewer members than it was created with: only what is gone is replaced, unless a rule says how
+    /// many there are to be.
     pub short: bool,
+    /// What holds for its replicas.
+    pub rule: Option<&'a ReplicaRule>,
+}
+
+impl Held<'_> {
+    pub(super) fn is_learner(&self, node: NodeId) -> bool {
+        self.learners.is_some_and(|learners| learners.contains(&node))
+    }
+
+    pub(super) fn voters(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.members.iter().copied().filter(|member| !self.is_learner(*member))
+    }
+
+    /// How many more replicas its rule asks for, with a vote or without; negative: how many fewer.
+    pub(super) fn lacks(&self, learner: bool) -> i64 {
+        let (Some(rule), Some(learners)) = (self.rule, self.learners) else { return 0 };
+        let (wanted, present) = match learner {
+            true => (rule.learners, learners.len()),
+            false => (rule.voters, self.members.len() - learners.len()),
+        };
+        wanted.map_or(0, |wanted| i64::from(wanted) - present as i64)
+    }
+
+    /// Whether it is to be left alone but for repairs.
+    fn is_incomplete(&self) -> bool {
+        match self.rule.and_then(|rule| rule.voters) {
+            Some(_) => self.lacks(false) > 0,
+            None => self.short,
+        }
+    }
 }
 
 /// What a pass decided.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Choice {
     pub changes: Vec<Change>,
-    /// Groups with a replica on a node that is gone, and no place for another one.
+    /// Groups with a replica on a node that is gone or not allowed, or with too few, and no place for another
+    /// one.
     pub stuck: BTreeMap<GroupId, Stuck>,
     /// Replicas on nodes that are gone, of groups whose change is neither chosen nor under way.
     pub waiting: u64,
@@ -60,9 +99,9 @@ pub struct Choice {
 #[derive(Debug)]
 pub struct Picture<'a> {
     pub places: &'a BTreeMap<NodeId, Place>,
-    pub groups: &'a [Held],
-    /// Groups whose change is under way, and the one that gives and the one that gets.
-    pub moving: &'a BTreeMap<GroupId, (NodeId, NodeId)>,
+    pub groups: &'a [Held<'a>],
+    /// Groups whose change is under way, and which.
+    pub moving: &'a BTreeMap<GroupId, Step>,
     /// Nodes that groups are not to get replicas on for a while.
     pub avoided: &'a BTreeSet<(GroupId, NodeId)>,
     /// Groups that are left alone for a while.
@@ -90,11 +129,19 @@ pub enum Bug {
     ForgetsMoving,
     /// Only one group of those that lost a replica is looked at.
     ReplacesOne,
+    /// Replicas go to nodes that the rule does not allow.
+    ForgetsRules,
+    /// A voter is removed from a group that has as many as its rule asks for.
+    RemovesOneMore,
+    /// Voters that are too many are removed while others do not answer.
+    RemovesInNeed,
+    /// The place where the leader is wanted is left for balance.
+    ForgetsWishes,
 }
 
 impl Picture<'_> {
     #[cfg(test)]
-    fn has(&self, bug: Bug) -> bool {
+    pub(super) fn has(&self, bug: Bug) -> bool {
         self.bug == Some(bug)
     }
 }
@@ -103,34 +150,41 @@ impl Picture<'_> {
 macro_rules! bug {
     ($picture:expr, $bug:ident) => {{
         #[cfg(test)]
-        let on = $picture.has(Bug::$bug);
+        let on = $picture.has(crate::allocator::choose::Bug::$bug);
         #[cfg(not(test))]
         let on = false;
         on
     }};
 }
+pub(super) use bug;
 
 /// Decides. The same picture gives the same choice.
 #[must_use]
 pub fn choose(picture: &Picture<'_>) -> Choice {
     let mut work = Work::new(picture);
     work.replace_gone();
+    work.add_missing();
     let missing = |place: &Place| matches!(place.standing, Standing::Gone | Standing::Silent);
     let whole = !picture.places.iter().any(|(id, place)| missing(place) && work.held(*id) > 0);
+    if picture.spread && (whole || bug!(picture, RemovesInNeed)) {
+        work.remove_excess();
+    }
     if picture.spread && whole {
+        work.leave_forbidden();
         work.leave_shared_zones();
         work.level();
     }
     work.choice
 }
 
-struct Work<'a> {
-    picture: &'a Picture<'a>,
+/// A pass under way.
+pub(super) struct Work<'a> {
+    pub(super) picture: &'a Picture<'a>,
     /// How many replicas each node holds when all changes have ended.
     counts: BTreeMap<NodeId, u64>,
     /// Groups that change.
     changing: BTreeSet<GroupId>,
-    choice: Choice,
+    pub(super) choice: Choice,
 }
 
 impl<'a> Work<'a> {
@@ -141,102 +195,89 @@ impl<'a> Work<'a> {
                 *counts.entry(*member).or_default() += 1;
             }
         }
+        let changing = picture.moving.keys().copied().collect();
+        let mut work = Self { picture, counts, changing, choice: Choice::default() };
         let members: BTreeMap<GroupId, &[NodeId]> =
             picture.groups.iter().map(|held| (held.group, &*held.members)).collect();
-        for (group, (old, new)) in picture.moving {
+        for (group, step) in picture.moving {
             if bug!(picture, ForgetsMoving) {
                 break;
             }
-            let Some(members) = members.get(group).filter(|_| *group != SYSTEM_GROUP) else {
-                continue;
-            };
-            if members.contains(old) {
-                counts.entry(*old).and_modify(|count| *count = count.saturating_sub(1));
-            }
-            if !members.contains(new) {
-                *counts.entry(*new).or_default() += 1;
+            if let Some(members) = members.get(group) {
+                let old = step.old().filter(|old| members.contains(old));
+                let new = step.new_node().filter(|new| !members.contains(new));
+                work.count(*group, old, new);
             }
         }
-        let changing = picture.moving.keys().copied().collect();
-        Self { picture, counts, changing, choice: Choice::default() }
+        work
     }
 
-    fn held(&self, node: NodeId) -> u64 {
+    fn count(&mut self, group: GroupId, old: Option<NodeId>, new: Option<NodeId>) {
+        if group == SYSTEM_GROUP {
+            return;
+        }
+        if let Some(old) = old {
+            self.counts.entry(old).and_modify(|count| *count = count.saturating_sub(1));
+        }
+        if let Some(new) = new {
+            *self.counts.entry(new).or_default() += 1;
+        }
+    }
+
+    pub(super) fn held(&self, node: NodeId) -> u64 {
         self.counts.get(&node).copied().unwrap_or(0)
     }
 
-    fn place(&self, node: NodeId) -> Option<&'a Place> {
+    pub(super) fn place(&self, node: NodeId) -> Option<&'a Place> {
         self.picture.places.get(&node)
     }
 
-    fn is(&self, node: NodeId, standing: Standing) -> bool {
+    pub(super) fn is(&self, node: NodeId, standing: Standing) -> bool {
         self.place(node).is_some_and(|place| place.standing == standing)
     }
 
-    fn may_choose(&self) -> bool {
+    pub(super) fn may_choose(&self) -> bool {
         self.choice.changes.len() < self.picture.limit
     }
 
-    fn is_free(&self, group: GroupId) -> bool {
-        !self.changing.contains(&group) && !self.picture.resting.contains(&group)
+    pub(super) fn is_changing(&self, group: GroupId) -> bool {
+        self.changing.contains(&group)
     }
 
-    fn take(&mut self, group: GroupId, old: NodeId, new: NodeId, reason: Reason) {
-        if group != SYSTEM_GROUP {
-            self.counts.entry(old).and_modify(|count| *count = count.saturating_sub(1));
-            *self.counts.entry(new).or_default() += 1;
-        }
-        self.changing.insert(group);
-        self.choice.changes.push(Change { group, old, new, reason, instead_of: None });
+    pub(super) fn is_free(&self, group: GroupId) -> bool {
+        !self.is_changing(group) && !self.picture.resting.contains(&group)
     }
 
-    fn replace_gone(&mut self) {
-        let mut lost: Vec<(bool, usize, &Held)> = Vec::new();
-        for held in self.picture.groups {
-            if held.members.iter().any(|member| self.is(*member, Standing::Gone)) {
-                let here = |node: &&NodeId| {
-                    self.is(**node, Standing::Open) || self.is(**node, Standing::Closed)
-                };
-                lost.push((
-                    held.group != SYSTEM_GROUP,
-                    held.members.iter().filter(here).count(),
-                    held,
-                ));
-            }
-        }
-        lost.sort_by_key(|(other, left, held)| (*other, *left, held.group));
-        if bug!(self.picture, ReplacesOne) {
-            lost.truncate(1);
-        }
-        for (_, _, held) in lost {
-            let mut gone =
-                held.members.iter().copied().filter(|node| self.is(*node, Standing::Gone));
-            let Some(old) = gone.next() else { continue };
-            if self.changing.contains(&held.group) {
-                continue;
-            }
-            match self.successor(held, old) {
-                None => {
-                    let stuck = self.why_stuck(held);
-                    self.choice.stuck.insert(held.group, stuck);
-                }
-                Some(new) if self.may_choose() && self.is_free(held.group) => {
-                    self.take(held.group, old, new, Reason::Gone);
-                }
-                Some(_) => self.choice.waiting += 1,
-            }
-        }
+    /// Whether replicas of a group may leave nodes that run.
+    pub(super) fn is_settled(&self, held: &Held<'_>) -> bool {
+        self.is_free(held.group) && !held.is_incomplete()
+    }
+
+    pub(super) fn take(&mut self, held: &Held<'_>, step: Step, reason: Reason) {
+        self.count(held.group, step.old(), step.new_node());
+        self.changing.insert(held.group);
+        let alone = || held.voters().count() < LEAST_VOTERS;
+        let urgent = reason == Reason::Gone || reason == Reason::Missing && alone();
+        let group = held.group;
+        self.choice.changes.push(Change { group, step, reason, urgent, instead_of: None });
     }
 
     /// Whether a node may get a replica of a group.
-    fn takes(&self, held: &Held, node: NodeId, place: &Place) -> bool {
+    pub(super) fn takes(&self, held: &Held<'_>, node: NodeId, place: &Place) -> bool {
         place.standing == Standing::Open
+            && self.is_allowed(held, place)
             && !held.members.contains(&node)
             && !self.picture.avoided.contains(&(held.group, node))
     }
 
-    /// The best node for a replica in the place of one that is gone.
-    fn successor(&self, held: &Held, old: NodeId) -> Option<NodeId> {
+    /// Whether the rule of a group allows a node.
+    pub(super) fn is_allowed(&self, held: &Held<'_>, place: &Place) -> bool {
+        let allows = |rule: &ReplicaRule| rule.allows(place.zone.as_ref(), &place.capabilities);
+        held.rule.is_none_or(allows) || bug!(self.picture, ForgetsRules)
+    }
+
+    /// The best node for a replica more, or for one in the place of `old`.
+    pub(super) fn successor(&self, held: &Held<'_>, old: Option<NodeId>) -> Option<NodeId> {
         let places = self.picture.places.iter();
         let open = places.filter(|(id, place)| self.takes(held, **id, place));
         let rank = |(id, place): &(&NodeId, &Place)| {
@@ -245,114 +286,59 @@ impl<'a> Work<'a> {
         open.min_by_key(rank).map(|(id, _)| *id)
     }
 
-    fn why_stuck(&self, held: &Held) -> Stuck {
-        let answers = |place: &&Place| matches!(place.standing, Standing::Open | Standing::Closed);
+    pub(super) fn why_stuck(&self, held: &Held<'_>) -> Stuck {
         let others = self.picture.places.iter().filter(|(id, _)| !held.members.contains(id));
-        match others.map(|(_, place)| place).filter(answers).count() {
-            0 => Stuck::NoOtherNode,
-            _ => Stuck::Drained,
+        let others: Vec<(&NodeId, &Place)> = others
+            .filter(|(_, place)| matches!(place.standing, Standing::Open | Standing::Closed))
+            .collect();
+        let open = |(_, place): &&(&NodeId, &Place)| place.standing == Standing::Open;
+        let avoided =
+            |(id, _): &&(&NodeId, &Place)| self.picture.avoided.contains(&(held.group, **id));
+        if others.is_empty() {
+            Stuck::NoOtherNode
+        } else if others.iter().filter(open).any(|other| avoided(&other)) {
+            Stuck::Avoided
+        } else if others.iter().filter(open).count() > 0 {
+            Stuck::Ruled
+        } else {
+            Stuck::Drained
         }
     }
 
     /// Other members in the zone of a node, when `old` is none any more.
-    fn neighbors(&self, held: &Held, node: NodeId, old: NodeId) -> usize {
+    pub(super) fn neighbors(&self, held: &Held<'_>, node: NodeId, old: Option<NodeId>) -> usize {
         let Some(zone) = self.place(node).and_then(|place| place.zone.as_ref()) else { return 0 };
-        let others = held.members.iter().filter(|member| **member != old && **member != node);
+        let others = held.members.iter().filter(|member| Some(**member) != old && **member != node);
         let zones = others.filter_map(|member| self.place(*member)?.zone.as_ref());
         zones.filter(|other| *other == zone).count()
     }
 
-    /// Whether a group loses nothing by a move between nodes that run.
-    fn loses_nothing(&self, held: &Held, old: NodeId, new: NodeId) -> bool {
+    /// Whether as many members may lead a group after a move between nodes that run.
+    pub(super) fn keeps_leaders(&self, held: &Held<'_>, old: NodeId, new: NodeId) -> bool {
         let fit = |node| self.place(node).is_some_and(|place| meets(place, held));
-        self.place(new).is_some_and(|place| self.takes(held, new, place))
-            && (fit(new) || !fit(old) || bug!(self.picture, ForgetsRequirements))
-            && (self.neighbors(held, new, old) <= self.neighbors(held, old, old)
-                || bug!(self.picture, ForgetsZones))
+        fit(new) || !fit(old) || bug!(self.picture, ForgetsRequirements)
     }
 
-    /// Moves replicas out of zones that their groups are in more than once.
-    fn leave_shared_zones(&mut self) {
-        for held in self.picture.groups.iter().filter(|held| held.group != SYSTEM_GROUP) {
-            if !self.may_choose() || !self.is_free(held.group) || held.short {
-                continue;
+    /// Whether no place where the leader is wanted loses its last member.
+    pub(super) fn keeps_wishes(&self, held: &Held<'_>, old: NodeId, new: Option<NodeId>) -> bool {
+        let is_in = |node: NodeId, wanted: &catalog::Place| match wanted {
+            catalog::Place::Node(id) => *id == node,
+            catalog::Place::Zone(zone) => {
+                self.place(node).is_some_and(|place| place.zone.as_ref() == Some(zone))
             }
-            let shared = |old: &&NodeId| {
-                self.is(**old, Standing::Open) && self.neighbors(held, **old, **old) > 0
-            };
-            // The fullest one of them gives.
-            let givers = held.members.iter().filter(shared);
-            let Some(old) = givers.max_by_key(|old| (self.held(**old), **old)).copied() else {
-                continue;
-            };
-            let before = self.neighbors(held, old, old);
-            let better = self.picture.places.iter().filter(|(new, place)| {
-                self.takes(held, **new, place)
-                    && self.loses_nothing(held, old, **new)
-                    && self.neighbors(held, **new, old) < before
-            });
-            let rank = |(id, _): &(&NodeId, &Place)| {
-                (self.neighbors(held, **id, old), self.held(**id), **id)
-            };
-            if let Some(new) = better.min_by_key(rank).map(|(id, _)| *id) {
-                self.take(held.group, old, new, Reason::Zone);
-            }
-        }
-    }
-
-    /// Moves replicas from the fullest nodes to the emptiest, until their numbers differ by one at most.
-    fn level(&mut self) {
-        let open = self.picture.places.iter().filter(|(_, place)| place.standing == Standing::Open);
-        let open: Vec<NodeId> = open.map(|(id, _)| *id).collect();
-        let mut holds: BTreeMap<NodeId, Vec<&Held>> = BTreeMap::new();
-        for held in
-            self.picture.groups.iter().filter(|held| held.group != SYSTEM_GROUP && !held.short)
-        {
-            for member in held.members.iter().filter(|member| open.contains(member)) {
-                holds.entry(*member).or_default().push(held);
-            }
-        }
-        // Pairs between which nothing can move: that stays so during the pass.
-        let mut barren: BTreeSet<(NodeId, NodeId)> = BTreeSet::new();
-        while self.may_choose() {
-            let Some((old, new)) = self.widest(&open, &barren) else { return };
-            let mine = holds.get(&old).map_or(&[][..], |held| &held[..]);
-            let moves =
-                |held: &&&Held| self.is_free(held.group) && self.loses_nothing(held, old, new);
-            match mine.iter().find(moves) {
-                Some(held) => self.take(held.group, old, new, Reason::Count),
-                None => drop(barren.insert((old, new))),
-            }
-        }
-    }
-
-    /// The two nodes whose numbers differ most, by two or more, and between which something may move.
-    fn widest(
-        &self,
-        open: &[NodeId],
-        barren: &BTreeSet<(NodeId, NodeId)>,
-    ) -> Option<(NodeId, NodeId)> {
-        let mut by_count: Vec<(u64, NodeId)> =
-            open.iter().map(|id| (self.held(*id), *id)).collect();
-        by_count.sort_unstable();
-        let mut widest: Option<(u64, NodeId, NodeId)> = None;
-        for (most, old) in by_count.iter().rev() {
-            let gap = |(least, new): &(u64, NodeId)| {
-                let gap = most.saturating_sub(*least);
-                let least = if bug!(self.picture, LevelsOne) { 1 } else { 2 };
-                (gap >= least && !barren.contains(&(*old, *new))).then_some((gap, *old, *new))
-            };
-            // Of the emptiest one that is left for this node.
-            if let Some(found) = by_count.iter().find_map(gap)
-                && widest.is_none_or(|(gap, ..)| found.0 > gap)
-            {
-                widest = Some(found);
-            }
-        }
-        widest.map(|(_, old, new)| (old, new))
+        };
+        let others = || held.members.iter().copied().filter(|member| *member != old).chain(new);
+        held.wanted
+            .iter()
+            .filter(|wanted| is_in(old, wanted))
+            .all(|wanted| others().any(|node| is_in(node, wanted)))
+            || bug!(self.picture, ForgetsWishes)
     }
 }
 
-fn meets(place: &Place, held: &Held) -> bool {
+/// A group with fewer voters outlives no loss.
+const LEAST_VOTERS: usize = 3;
+
+pub(super) fn meets(place: &Place, held: &Held<'_>) -> bool {
     held.requires.iter().all(|name| place.capabilities.binary_search(name).is_ok())
 }

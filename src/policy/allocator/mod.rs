@@ -1,29 +1,33 @@
-//! Which nodes hold replicas: replicas on nodes that are gone are replaced, and replicas are spread over
-//! zones and nodes.
+//! Which nodes hold replicas: replicas on nodes that are gone are replaced, groups have as many as their rules
+//! ask for and where those allow them, and replicas are spread over zones and nodes.
 //!
 //! [`choose`] decides from one picture of the cluster. The [`Allocator`] remembers between passes since when a
-//! node does not answer, which changes are under way, and which groups refused one. Every change replaces one
-//! member of a group by another one: a learner catches up, and takes the place in one joint change. The leader
-//! of the group does that, or refuses.
+//! node does not answer, which changes are under way, and which groups refused one. Every change
+//! replaces, adds or removes one member of a group: a learner catches up, and gets its vote or takes the other's
+//! place in one joint change. The leader of the group does that, or refuses.
 //!
 //! Time is an argument: milliseconds of a clock that never goes back.
 
+mod change;
 mod choose;
+mod repair;
 #[cfg(test)]
 mod simulation;
+mod spread;
 mod status;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 
 use shardhost_storage::{GroupId, NodeId};
 
+pub use self::change::{Change, Reason, Step, Stuck};
 pub use self::choose::{Choice, Held, Picture, Place, Standing, choose};
 pub use self::status::{AllocatorStatus, GoneNode, MovingReplica, StuckGroup};
 use crate::catalog::{
-    GroupRecord, GroupState, NodeRecord, PlannerMode, ReplicaSettings, SYSTEM_GROUP, View,
+    self, GroupRecord, GroupState, NodeRecord, PlannerMode, ReplicaRule, ReplicaSettings,
+    SYSTEM_GROUP, View, rule_of, rule_of_catalog,
 };
 
 /// Changes under way at most.
@@ -45,56 +49,6 @@ const LONGEST_REST_MS: u64 = 120_000;
 /// replaced.
 const SETTLED_PART: u64 = 2;
 
-/// Why a replica moves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Reason {
-    /// Its node is gone.
-    Gone,
-    /// Its group has another member in the same zone.
-    Zone,
-    /// Its node holds more replicas than others.
-    Count,
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Gone => "its node is gone",
-            Self::Zone => "its zone has another replica of the group",
-            Self::Count => "its node holds more replicas than others",
-        })
-    }
-}
-
-/// Why a replica on a node that is gone is not replaced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stuck {
-    /// Every other node that answers holds a replica of the group.
-    NoOtherNode,
-    /// Those that hold none are being drained.
-    Drained,
-}
-
-impl fmt::Display for Stuck {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::NoOtherNode => "every other node that answers holds a replica of it; add a node",
-            Self::Drained => "the other nodes are drained; end a drain, or add a node",
-        })
-    }
-}
-
-/// One replica of a group goes to another node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Change {
-    pub group: GroupId,
-    pub old: NodeId,
-    pub new: NodeId,
-    pub reason: Reason,
-    /// A node whose replica was begun and did not come: that addition is given up.
-    pub instead_of: Option<NodeId>,
-}
-
 /// How an order ended at the leader of its group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -115,6 +69,8 @@ pub struct Observation<'a> {
     pub live: &'a BTreeSet<NodeId>,
     /// The nodes that hold the catalog.
     pub system: &'a BTreeSet<NodeId>,
+    /// Those of them without a vote, in ascending order.
+    pub system_learners: &'a [NodeId],
 }
 
 /// A change that was ordered.
@@ -131,8 +87,8 @@ struct Rest {
     until_ms: u64,
     refusals: u32,
     why: String,
-    /// The node that the last refused change was to.
-    to: NodeId,
+    /// The node that the last refused change was to, if it was to one.
+    to: Option<NodeId>,
     /// How often in a row.
     same: u32,
 }
@@ -172,14 +128,11 @@ impl Allocator {
         self.settle(seen);
         let places = self.places(seen, settings);
         let groups = groups_of(seen);
-        let moving = self
-            .moving
-            .iter()
-            .map(|(group, moving)| (*group, (moving.change.old, moving.change.new)));
+        let moving = self.moving.iter().map(|(group, moving)| (*group, moving.change.step));
         let resting = self.resting.iter().filter(|(_, rest)| rest.until_ms > seen.now_ms);
         self.avoided.retain(|_, avoided| avoided.until_ms > seen.now_ms);
         let avoided: BTreeSet<(GroupId, NodeId)> = self.avoided.keys().copied().collect();
-        let spreading = self.moving.values().filter(|moving| moving.change.reason != Reason::Gone);
+        let spreading = self.moving.values().filter(|moving| !moving.change.urgent);
         let choice = choose(&Picture {
             places: &places,
             groups: &groups,
@@ -194,8 +147,8 @@ impl Allocator {
         let mut spread = spreading.count();
         let orders = choice.changes.iter().map(|change| self.instead(*change));
         let orders = orders.filter(|change| {
-            spread += usize::from(change.reason != Reason::Gone);
-            change.reason == Reason::Gone || spread <= MAX_SPREADING
+            spread += usize::from(!change.urgent);
+            change.urgent || spread <= MAX_SPREADING
         });
         let orders: Vec<Change> =
             if settings.mode == PlannerMode::On { orders.collect() } else { Vec::new() };
@@ -223,19 +176,19 @@ impl Allocator {
             Outcome::Refused(why) => {
                 let Some(moving) = self.moving.remove(&group) else { return };
                 self.refused += 1;
-                self.rest(group, moving.change.new, now_ms, why);
+                self.rest(group, moving.change.step.new_node(), now_ms, why);
             }
         }
     }
 
-    fn rest(&mut self, group: GroupId, to: NodeId, now_ms: u64, why: String) {
+    fn rest(&mut self, group: GroupId, to: Option<NodeId>, now_ms: u64, why: String) {
         let before = self.resting.get(&group);
         let refusals = before.map_or(0, |rest| rest.refusals);
         let same = before.filter(|rest| rest.to == to).map_or(1, |rest| rest.same + 1);
         let rest = (FIRST_REST_MS << refusals.min(10)).min(LONGEST_REST_MS);
         let (until_ms, refusals) = (now_ms + rest, refusals.saturating_add(1));
         self.resting.insert(group, Rest { until_ms, refusals, why, to, same });
-        if same >= MOST_REFUSALS {
+        if let Some(to) = to.filter(|_| same >= MOST_REFUSALS) {
             let until_ms = now_ms + AVOIDED_FOR_MS;
             self.avoided.entry((group, to)).or_insert(Avoided { until_ms, begun: false });
         }
@@ -268,24 +221,20 @@ impl Allocator {
 
     /// Forgets changes that have ended, and those that take too long.
     fn settle(&mut self, seen: &Observation<'_>) {
-        let (system, mut moved, mut overdue) = (seen.system, 0, Vec::new());
+        let (mut moved, mut overdue) = (0, Vec::new());
         self.moving.retain(|group, moving| {
-            let Change { old, new, .. } = moving.change;
-            let has = |node: NodeId| match *group {
-                SYSTEM_GROUP => Some(system.contains(&node)),
-                group => Some(seen.view.groups().get(&group)?.has_member(node)),
-            };
-            let (Some(has_old), Some(has_new)) = (has(old), has(new)) else { return false };
-            if has_new && !has_old {
+            let Some(ended) = has_ended(seen, *group, moving.change.step) else { return false };
+            if ended {
                 moved += 1;
                 return false;
             }
             let allowed = if moving.begun { MOVING_FOR_MS } else { UNKNOWN_FOR_MS };
             let late = seen.now_ms >= moving.ordered_ms + allowed;
+            let new = moving.change.step.new_node();
             if late && moving.begun {
-                overdue.push((*group, new));
+                overdue.extend(new.map(|new| (*group, new)));
             }
-            seen.live.contains(&new) && !late
+            new.is_none_or(|new| seen.live.contains(&new)) && !late
         });
         self.moved += moved;
         for key in overdue {
@@ -325,20 +274,50 @@ impl Allocator {
     }
 }
 
+/// Whether a change is seen in the members of its group; `None`: there is no such group.
+fn has_ended(seen: &Observation<'_>, group: GroupId, step: Step) -> Option<bool> {
+    let record = seen.view.groups().get(&group);
+    if group != SYSTEM_GROUP && record.is_none() {
+        return None;
+    }
+    let has = |node: NodeId| record.map_or(seen.system.contains(&node), |one| one.has_member(node));
+    let learners = record.map_or(Some(seen.system_learners), |one| one.learners());
+    let learns = |node: NodeId| learners.is_some_and(|learners| learners.contains(&node));
+    Some(match step {
+        Step::Replace { old, new } => has(new) && !has(old),
+        Step::Add { new, learner } => has(new) && (learner || !learns(new)),
+        Step::Remove { old } => !has(old),
+    })
+}
+
 /// All groups that are to be, the catalog too.
-fn groups_of(seen: &Observation<'_>) -> Vec<Held> {
+fn groups_of<'a>(seen: &Observation<'a>) -> Vec<Held<'a>> {
+    let rules = &seen.view.settings().rules;
     let system = Held {
         group: SYSTEM_GROUP,
         members: seen.system.iter().copied().collect(),
-        requires: Box::default(),
+        learners: Some(seen.system_learners),
+        requires: &[],
+        wanted: Vec::new(),
         short: false,
+        rule: rule_of_catalog(rules),
     };
     let active = seen.view.groups().values().filter(|group| group.state == GroupState::Active);
-    let held = |group: &GroupRecord| Held {
+    std::iter::once(system).chain(active.map(|group| held_of(group, rules))).collect()
+}
+
+fn held_of<'a>(group: &'a GroupRecord, rules: &'a [ReplicaRule]) -> Held<'a> {
+    let wanted = |placement: &catalog::Placement| {
+        let pin = placement.pin.map(catalog::Place::Node);
+        placement.preference.iter().cloned().chain(pin).collect()
+    };
+    Held {
         group: group.id,
         members: group.members().to_vec(),
-        requires: group.capabilities.clone(),
+        learners: group.learners(),
+        requires: &group.capabilities,
+        wanted: group.placement.as_deref().map_or_else(Vec::new, wanted),
         short: group.members().len() < group.founders.len(),
-    };
-    std::iter::once(system).chain(active.map(|group| held(group))).collect()
+        rule: rule_of(rules, group),
+    }
 }

@@ -1,9 +1,9 @@
 //! The allocator at a glance, for operators. Data, and how it is gathered.
 
 use serde::{Deserialize, Serialize};
-use shardhost_storage::GroupId;
+use shardhost_storage::{GroupId, NodeId};
 
-use super::{Allocator, Change};
+use super::{Allocator, Change, Step};
 
 /// Groups and changes that are named at most.
 const MAX_NAMED: usize = 100;
@@ -44,8 +44,13 @@ pub struct GoneNode {
 #[non_exhaustive]
 pub struct MovingReplica {
     pub group: u64,
-    pub from: u64,
-    pub to: u64,
+    /// The node that it leaves; absent: the group gets one more.
+    pub from: Option<u64>,
+    /// The node that it goes to; absent: the group gets one fewer.
+    pub to: Option<u64>,
+    /// One that is added gets no vote.
+    #[serde(default)]
+    pub learner: bool,
     pub reason: String,
 }
 
@@ -59,8 +64,24 @@ pub struct StuckGroup {
 
 impl From<Change> for MovingReplica {
     fn from(change: Change) -> Self {
-        let Change { group, old, new, reason, .. } = change;
-        Self { group: group.get(), from: old.get(), to: new.get(), reason: reason.to_string() }
+        let Change { group, step, reason, .. } = change;
+        let (from, to) = (step.old().map(NodeId::get), step.new_node().map(NodeId::get));
+        let learner = matches!(step, Step::Add { learner: true, .. });
+        Self { group: group.get(), from, to, learner, reason: reason.to_string() }
+    }
+}
+
+impl MovingReplica {
+    /// What becomes of it, in words.
+    #[must_use]
+    pub fn words(&self) -> String {
+        let kind = if self.learner { "a learner" } else { "a replica" };
+        match (self.from, self.to) {
+            (Some(from), Some(to)) => format!("{kind} from node {from} to node {to}"),
+            (None, Some(to)) => format!("{kind} more, on node {to}"),
+            (Some(from), None) => format!("{kind} fewer, on node {from}"),
+            (None, None) => kind.to_owned(),
+        }
     }
 }
 
@@ -95,21 +116,19 @@ impl Allocator {
     #[must_use]
     pub fn why(&self, group: GroupId) -> String {
         if let Some(moving) = self.moving.get(&group) {
-            let Change { old, new, reason, .. } = moving.change;
+            let replica = MovingReplica::from(moving.change);
             let stage = if moving.begun { "is under way" } else { "was ordered" };
-            return format!(
-                "a replica moves from node {old} to node {new}, because {reason}; it {stage}"
-            );
+            return format!("{}, because {}; it {stage}", replica.words(), replica.reason);
         }
         if let Some(why) = self.choice.stuck.get(&group) {
-            return format!("a replica is on a node that is gone, and is not replaced: {why}");
+            return format!("a replica is needed on another node, and has no place: {why}");
         }
         if let Some(rest) = self.resting.get(&group) {
             return format!("a change was refused, and is tried again: {}", rest.why);
         }
         if let Some(change) = self.choice.changes.iter().find(|change| change.group == group) {
-            let Change { old, new, reason, .. } = change;
-            return format!("a replica would move from node {old} to node {new}, because {reason}");
+            let replica = MovingReplica::from(*change);
+            return format!("planned: {}, because {}", replica.words(), replica.reason);
         }
         "its replicas are where they should be, as far as the leader of the system group knows"
             .to_owned()

@@ -3,7 +3,7 @@
 use super::*;
 use crate::catalog::DrainFallback;
 use crate::catalog::{
-    Catalog, Command, Name, NewDrain, NewGroup, NewNode, Operation, Stranding, Subject,
+    Catalog, Command, Name, NewDrain, NewGroup, NewNode, Operation, Selection, Stranding, Subject,
 };
 use shardhost_proto::version::ClusterVersion;
 
@@ -90,20 +90,26 @@ impl World {
 
     /// A group's change ended.
     fn swapped(&mut self, change: &Change) {
+        let (old, new) = (change.step.old(), change.step.new_node());
         if change.group == SYSTEM_GROUP {
-            self.system.remove(&change.old);
-            self.system.insert(change.new);
+            self.system.retain(|node| Some(*node) != old);
+            self.system.extend(new);
             return;
         }
         let record = &self.catalog.view().groups()[&change.group];
         let config = record.reported.as_ref().map_or(1, |members| members.config_index.get() + 1);
-        let nodes = record.members().iter().copied().filter(|node| *node != change.old);
-        let nodes = nodes.chain([change.new]).collect();
+        let nodes = record.members().iter().copied().filter(|node| Some(*node) != old);
+        let nodes: BTreeSet<NodeId> = nodes.chain(new).collect();
+        let adds_learner = matches!(change.step, Step::Add { learner: true, .. });
+        let learners = record.learners().unwrap_or_default().iter().copied();
+        let learners = learners.chain(new.filter(|_| adds_learner));
+        let learners = learners.filter(|node| nodes.contains(node)).collect();
         self.run(Operation::RecordMembers {
             group: change.group,
             config_index: shardhost_storage::LogIndex::new(config),
             nodes,
             founding: None,
+            learners: Some(learners),
             generation: None,
         });
     }
@@ -111,7 +117,7 @@ impl World {
     fn pass_at(&mut self, now_ms: u64) -> Vec<Change> {
         self.now_ms = now_ms;
         let (view, live, system) = (self.catalog.view(), &self.live, &self.system);
-        self.allocator.pass(&Observation { now_ms, view, live, system })
+        self.allocator.pass(&Observation { now_ms, view, live, system, system_learners: &[] })
     }
 
     fn lose(&mut self, number: u64) {
@@ -119,8 +125,12 @@ impl World {
     }
 }
 
+/// The nodes that groups lose and get replicas on; 0: none.
 fn moves(changes: &[Change]) -> Vec<(u64, u64, u64)> {
-    changes.iter().map(|one| (one.group.get(), one.old.get(), one.new.get())).collect()
+    let number = |node: Option<NodeId>| node.map_or(0, NodeId::get);
+    let nodes = |step: Step| (number(step.old()), number(step.new_node()));
+    let each = changes.iter().map(|one| (one.group.get(), nodes(one.step)));
+    each.map(|(group, (old, new))| (group, old, new)).collect()
 }
 
 #[test]
@@ -169,7 +179,7 @@ fn nothing_moves_while_it_is_off_and_in_shadow_it_is_only_shown() {
         assert_eq!(world.pass_at(REPLACE_AFTER), []);
     }
     assert_eq!(world.allocator.status(0).chosen_total, 2, "the catalog's and that of group 7");
-    assert!(world.allocator.why(group(7)).contains("would move from node 3 to node 4"));
+    assert!(world.allocator.why(group(7)).contains("planned: a replica from node 3 to node 4"));
 }
 
 #[test]
@@ -268,7 +278,8 @@ fn a_new_node_gets_its_part_once_all_have_run_for_a_while() {
         assert!(changes.len() <= MAX_SPREADING);
         total += changes.len();
         for change in &changes {
-            assert_eq!((change.new, change.reason), (node(4), Reason::Count));
+            assert_eq!(change.step.new_node(), Some(node(4)));
+            assert_eq!(change.reason, Reason::Count);
             world.swapped(change);
         }
         now += 1_000;
@@ -309,6 +320,7 @@ fn a_group_that_lacks_a_member_is_not_spread() {
         config_index: shardhost_storage::LogIndex::new(5),
         nodes: [1, 2].map(node).into(),
         founding: None,
+        learners: None,
         generation: None,
     });
     world.pass_at(0);
@@ -361,6 +373,7 @@ fn a_member_on_a_removed_node_is_replaced() {
         config_index: shardhost_storage::LogIndex::new(5),
         nodes: [1, 2, 5].map(node).into(),
         founding: None,
+        learners: None,
         generation: None,
     });
     assert_eq!(moves(&world.pass_at(0)), [(7, 5, 3)]);
@@ -380,4 +393,143 @@ fn a_refusal_is_forgotten_when_nothing_is_to_be_changed_any_more() {
     assert_eq!(world.allocator.status(0).stuck_total, 1);
     world.pass_at(REPLACE_AFTER + FIRST_REST_MS);
     assert_eq!(world.allocator.status(0).stuck_total, 0);
+}
+
+fn set_rule(world: &mut World, groups: Selection, rule: impl FnOnce(&mut ReplicaRule)) {
+    let mut new = ReplicaRule {
+        name: name("rule"),
+        groups,
+        voters: None,
+        learners: None,
+        zones: Box::default(),
+        capabilities: Box::default(),
+    };
+    rule(&mut new);
+    world.run(Operation::PutRule(new));
+}
+
+/// What a pass orders, carried out until it orders nothing more.
+fn settled(world: &mut World) -> Vec<(u64, u64, u64)> {
+    let mut all = Vec::new();
+    for _ in 0..50 {
+        let changes = world.pass_at(world.now_ms + 1_000);
+        all.extend(moves(&changes));
+        for change in &changes {
+            world.allocator.ended(change.group, world.now_ms, Outcome::Begun);
+            world.swapped(change);
+        }
+    }
+    assert_eq!(world.pass_at(world.now_ms + 1_000), []);
+    all
+}
+
+#[test]
+fn a_group_gets_the_voters_and_learners_that_its_rule_asks_for() {
+    let mut world = World::new(&["", "", "", "", "", ""]);
+    world.create(7, &[1, 2, 3], &[]);
+    let set = |world: &mut World, voters, learners| {
+        set_rule(world, Selection::All, |rule| (rule.voters, rule.learners) = (voters, learners));
+    };
+    set(&mut world, Some(5), Some(1));
+    assert_eq!(settled(&mut world), [(7, 0, 4), (7, 0, 5), (7, 0, 6)]);
+    let record = &world.catalog.view().groups()[&group(7)];
+    assert_eq!((record.members().len(), record.learners()), (6, Some(&[node(6)][..])));
+    // Fewer: while all answer, and not before they have for a while.
+    set(&mut world, Some(3), Some(0));
+    world.lose(6);
+    assert_eq!(world.pass_at(world.now_ms + 1_000), []);
+    world.live.insert(node(6));
+    world.now_ms += REPLACE_AFTER;
+    let removed = settled(&mut world);
+    assert_eq!(removed.len(), 3);
+    assert!(removed.iter().all(|(_, old, new)| *old != 0 && *new == 0), "{removed:?}");
+    let record = &world.catalog.view().groups()[&group(7)];
+    assert_eq!((record.members().len(), record.learners()), (3, Some(&[][..])));
+}
+
+#[test]
+fn replicas_go_where_the_rule_allows_and_are_named_where_they_cannot() {
+    let mut world = World::new(&["a", "b", "c", "a", "a"]);
+    world.create(7, &[1, 2, 3], &[]);
+    set_rule(&mut world, Selection::Group(group(7)), |rule| rule.zones = [name("a")].into());
+    world.pass_at(0);
+    world.now_ms = REPLACE_AFTER;
+    assert_eq!(settled(&mut world), [(7, 2, 4), (7, 3, 5)]);
+    // The one of zone a is gone, and the others are not allowed.
+    world.lose(4);
+    world.pass_at(world.now_ms + 1_000);
+    assert_eq!(world.pass_at(world.now_ms + REPLACE_AFTER), []);
+    let status = world.allocator.status(world.now_ms);
+    assert_eq!(status.stuck_total, 1);
+    assert!(status.stuck[0].why.contains("its rule allows no other node"), "{status:?}");
+    world.run(Operation::RemoveRule { name: name("rule") });
+    assert_eq!(moves(&world.pass_at(world.now_ms + 1_000)), [(7, 4, 2)]);
+}
+
+#[test]
+fn a_rule_asks_for_nodes_that_have_something() {
+    let mut world = World::new(&["", "", "", "", ""]);
+    world.create(7, &[1, 2, 3], &[]);
+    for number in [1, 2, 5] {
+        world.has(number, &["ssd"]);
+    }
+    set_rule(&mut world, Selection::All, |rule| rule.capabilities = [name("ssd")].into());
+    world.pass_at(0);
+    world.now_ms = REPLACE_AFTER;
+    assert_eq!(settled(&mut world), [(7, 3, 5)]);
+}
+
+/// A group that outlives no further loss does not wait for those that are only moved.
+#[test]
+fn a_group_with_two_voters_is_completed_before_others_grow() {
+    let mut world = World::new(&["", "", "", "", ""]);
+    for number in 7..27 {
+        world.create(number, &[1, 2, 3], &[]);
+    }
+    world.create(30, &[1], &[]);
+    set_rule(&mut world, Selection::All, |rule| rule.voters = Some(5));
+    let changes = world.pass_at(0);
+    assert_eq!(changes[0].group, group(30));
+    assert!(changes[0].urgent);
+    assert_eq!(changes.len(), 1 + MAX_SPREADING);
+}
+
+/// A cluster that has grown gives its catalog more voters by a rule for group 0.
+#[test]
+fn the_catalog_has_a_rule_of_its_own() {
+    let mut world = World::new(&["", "", "", "", ""]);
+    set_rule(&mut world, Selection::All, |rule| rule.voters = Some(3));
+    assert_eq!(world.pass_at(0), []);
+    let mut five = ReplicaRule {
+        name: name("catalog"),
+        groups: Selection::Group(SYSTEM_GROUP),
+        voters: Some(5),
+        learners: None,
+        zones: Box::default(),
+        capabilities: Box::default(),
+    };
+    world.run(Operation::PutRule(five.clone()));
+    assert_eq!(settled(&mut world), [(0, 0, 4), (0, 0, 5)]);
+    assert_eq!(world.system.len(), 5);
+    five.voters = Some(3);
+    world.run(Operation::PutRule(five));
+    world.now_ms += REPLACE_AFTER;
+    assert_eq!(settled(&mut world).len(), 2);
+    assert_eq!(world.system.len(), 3);
+}
+
+#[test]
+fn the_place_where_a_leader_is_wanted_is_not_left_for_balance() {
+    let mut world = World::new(&["", "", "", ""]);
+    for number in 7..10 {
+        world.create(number, &[1, 2, 3], &[]);
+        world.run(Operation::SetPlacement {
+            group: group(number),
+            placement: catalog::Placement { pin: Some(node(1)), ..catalog::Placement::default() },
+        });
+    }
+    world.pass_at(0);
+    world.now_ms = REPLACE_AFTER;
+    let moved = settled(&mut world);
+    assert!(!moved.is_empty() && moved.iter().all(|(_, old, _)| *old != 1), "{moved:?}");
 }

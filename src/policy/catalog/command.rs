@@ -15,13 +15,14 @@ use super::convert::{command_from_message, command_to_message, read_versioned, v
 use super::error::{Refusal, Subject};
 use super::name::Name;
 use super::record::{
-    DrainFallback, IntentId, Label, Placement, PlannedMoves, PlannerMode, RecordKey,
-    ReplicaSettings, Revision, TokenDigest,
+    DrainFallback, IntentId, Label, Placement, PlannedMoves, PlannerMode, RecordKey, ReplicaRule,
+    ReplicaSettings, Revision, Selection, TokenDigest,
 };
 use super::{
     MAX_ADDRESS_BYTES, MAX_CAPABILITIES, MAX_COMMAND_BYTES, MAX_LABEL_BYTES, MAX_LABELS,
-    MAX_MEMBERS, MAX_NODES, MAX_PASSED_MS, MAX_PREFERENCES, MAX_REPLACE_AFTER_MS, MAX_TEXT_BYTES,
-    MAX_TIME_MS, MIN_REPLACE_AFTER_MS, SYSTEM_GROUP,
+    MAX_MEMBERS, MAX_NODES, MAX_PASSED_MS, MAX_PREFERENCES, MAX_REPLACE_AFTER_MS,
+    MAX_RULED_LEARNERS, MAX_RULED_VOTERS, MAX_RULED_ZONES, MAX_TEXT_BYTES, MAX_TIME_MS,
+    MIN_REPLACE_AFTER_MS, SYSTEM_GROUP,
 };
 use shardhost_proto::grants::Grants;
 use shardhost_proto::shard_map::ShardMap;
@@ -65,6 +66,8 @@ pub enum Operation {
         /// Those of them whose member is the one that the group was created with; `None`: not
         /// reported.
         founding: Option<BTreeSet<NodeId>>,
+        /// Those of them that have no vote; `None`: not reported. From [`RULES_KNOWN`](super::RULES_KNOWN) on.
+        learners: Option<BTreeSet<NodeId>>,
         /// The generation of the group that the report is about; `None`: not reported.
         generation: Option<u32>,
     },
@@ -150,6 +153,13 @@ pub enum Operation {
     /// Removes a token, expired or not.
     RemoveToken {
         id: u64,
+    },
+    /// Sets a rule for replicas, in the place of the one of its name. From
+    /// [`RULES_KNOWN`](super::RULES_KNOWN) on.
+    PutRule(ReplicaRule),
+    /// Removes a rule: replicas stay as they are.
+    RemoveRule {
+        name: Name,
     },
     /// So much time has passed for a drain, on a clock that never jumps: ends it if it has expired,
     /// and applies its fallback if its deadline has passed. Proposed by the leader of the system
@@ -299,7 +309,9 @@ impl Operation {
             | Self::SetPlannedMoves { .. }
             | Self::FoundShardMap { .. }
             | Self::RaiseVersion { .. }
-            | Self::SetReplicas { .. } => RecordKey::Settings,
+            | Self::SetReplicas { .. }
+            | Self::PutRule(_)
+            | Self::RemoveRule { .. } => RecordKey::Settings,
             Self::BeginDrain(new) => RecordKey::Drain(new.node),
             Self::ExtendDrain { node, .. }
             | Self::FinishDrain { node, .. }
@@ -316,11 +328,14 @@ impl Operation {
             Self::CreateGroup(new) => new.check(),
             Self::SetRequirement { requirement, .. } => check_requirement(requirement),
             Self::SetPlacement { placement, .. } => check_placement(placement),
-            Self::RecordMembers { nodes, founding, .. } => {
+            Self::RecordMembers { nodes, founding, learners, .. } => {
                 check_count(Subject::Member, nodes.len(), MAX_MEMBERS)?;
-                match founding {
-                    Some(founding) if !founding.is_subset(nodes) => {
+                match (founding, learners) {
+                    (Some(founding), _) if !founding.is_subset(nodes) => {
                         Err(malformed("a founding member is none of the members"))
+                    }
+                    (_, Some(learners)) if !learners.is_subset(nodes) => {
+                        Err(malformed("a learner is none of the members"))
                     }
                     _ => Ok(()),
                 }
@@ -354,9 +369,11 @@ impl Operation {
             }
             Self::BeginDrain(new) => check_text(Subject::Owner, &new.owner, 1, MAX_TEXT_BYTES),
             Self::PutToken(new) => new.check(),
+            Self::PutRule(rule) => check_rule(rule),
             Self::FinishDestroy { .. }
             | Self::RemoveNode { .. }
             | Self::RemoveToken { .. }
+            | Self::RemoveRule { .. }
             | Self::SetPlannerMode { .. }
             | Self::ExtendDrain { .. }
             | Self::FinishDrain { .. }
@@ -425,6 +442,21 @@ fn check_placement(placement: &Placement) -> Result<(), Refusal> {
     let mut places: Vec<_> = placement.preference.iter().collect();
     places.sort_unstable();
     check_distinct(Subject::Preference, &places)
+}
+
+fn check_rule(rule: &ReplicaRule) -> Result<(), Refusal> {
+    if let Some(given) = rule.voters.filter(|voters| voters % 2 == 0 || *voters > MAX_RULED_VOTERS)
+    {
+        return Err(Refusal::BadVoters { given });
+    }
+    let learners = rule.learners.unwrap_or(0) as usize;
+    check_limit(Subject::Learners, learners, MAX_RULED_LEARNERS as usize)?;
+    check_limit(Subject::Zone, rule.zones.len(), MAX_RULED_ZONES)?;
+    check_limit(Subject::Capability, rule.capabilities.len(), MAX_CAPABILITIES)?;
+    if let Selection::Label(label) = &rule.groups {
+        check_text(Subject::LabelValue, &label.value, 0, MAX_LABEL_BYTES)?;
+    }
+    Ok(())
 }
 
 /// Refuses an item that occurs twice in a sorted list.

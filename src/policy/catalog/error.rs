@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use shardhost_storage::{GroupId, LogIndex, NodeId};
 
+use super::MAX_RULED_VOTERS;
 use super::name::MAX_NAME_BYTES;
 use super::record::{DrainState, IntentId, Place, RecordKey, Revision};
 use shardhost_proto::shard_map::ShardMap;
@@ -89,6 +90,12 @@ subjects! {
     Grants = 25, "grant";
     /// The tokens of the catalog.
     Tokens = 26, "number of tokens";
+    /// The name of a rule.
+    Rule = 27, "rule";
+    /// The rules of the catalog.
+    Rules = 28, "number of rules";
+    /// Replicas without a vote that a rule asks for.
+    Learners = 29, "number of learners";
 }
 
 impl Subject {
@@ -328,6 +335,21 @@ pub enum Refusal {
         /// The revision that created it.
         made: Revision,
     },
+    /// There is no such rule. Look at the list, and correct the name.
+    #[error("there is no rule {rule}; `shardhost replicas rule list` shows those that are")]
+    UnknownRule { rule: String },
+    /// Another rule is for the same groups. Change that one, or remove it first.
+    #[error("rule {rule} is for the same groups; change that one, or remove it first")]
+    SameGroups {
+        /// The name of the other one.
+        rule: String,
+    },
+    /// A number of voters that no rule asks for. Take an odd one.
+    #[error(
+        "a rule cannot ask for {given} voters: an odd number from 1 to {MAX_RULED_VOTERS} is needed, since one more \
+         than an odd number of voters outlives no further loss"
+    )]
+    BadVoters { given: u32 },
     /// Written by another version. Update this host, or wait until all hosts are.
     #[error("written by version {given}; this host knows version {known}")]
     UnknownVersion {
@@ -386,6 +408,9 @@ impl Refusal {
             Self::Stranded { .. } => "STRANDED",
             Self::UnknownToken { .. } => "UNKNOWN_TOKEN",
             Self::TokenExists { .. } => "TOKEN_EXISTS",
+            Self::UnknownRule { .. } => "UNKNOWN_RULE",
+            Self::SameGroups { .. } => "SAME_GROUPS",
+            Self::BadVoters { .. } => "BAD_VOTERS",
             Self::UnknownVersion { .. } => "UNKNOWN_VERSION",
             Self::Malformed { .. } => "MALFORMED",
             Self::Foreign { name, .. } => name,

@@ -221,6 +221,7 @@ fn commands() -> Vec<Command> {
             config_index: LogIndex::new(5),
             nodes: [1, 2].map(node).into(),
             founding: Some([1, 2].map(node).into()),
+            learners: None,
             generation: None,
         },
         Operation::DestroyGroup { group: group(8), generation: Some(0) },
@@ -249,6 +250,31 @@ fn commands() -> Vec<Command> {
         Operation::PutToken(token(u64::MAX)),
         Operation::PutToken(NewToken { expires_ms: None, ..token(5) }),
         Operation::RemoveToken { id: 5 },
+        Operation::PutRule(ReplicaRule {
+            name: name("gold"),
+            groups: Selection::Label(Label { key: name("tier"), value: "gold".into() }),
+            voters: Some(5),
+            learners: Some(1),
+            zones: Box::default(),
+            capabilities: [name("fifo")].into(),
+        }),
+        Operation::PutRule(ReplicaRule {
+            name: name("catalog"),
+            groups: Selection::Group(group(0)),
+            voters: Some(5),
+            learners: None,
+            zones: Box::default(),
+            capabilities: Box::default(),
+        }),
+        Operation::RemoveRule { name: name("gold") },
+        Operation::RecordMembers {
+            group: group(7),
+            config_index: LogIndex::new(9),
+            nodes: [1, 3].map(node).into(),
+            founding: Some([1].map(node).into()),
+            learners: Some([3].map(node).into()),
+            generation: Some(0),
+        },
     ];
     operations.into_iter().map(|operation| Command::new(NOW_MS, operation)).collect()
 }

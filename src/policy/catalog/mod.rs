@@ -1,6 +1,6 @@
 //! The catalog: the intentions of the cluster. It is the state of the *system group*, a Raft group
 //! like any other: which groups there are, their initial members, their requirements, the nodes,
-//! which of them are being drained, and the tokens of clients and operators.
+//! which of them are being drained, rules for replicas, and the tokens of clients and operators.
 //!
 //! It holds intentions, not planner_inputs: hosts compare it with what they hold ([`reconcile`])
 //! and do what is missing. While it cannot be reached, nothing is created, destroyed or planned,
@@ -70,7 +70,8 @@ pub use self::reconcile::{
 pub use self::record::{
     Advertisement, DrainFallback, DrainIntent, DrainState, EndedGroup, GroupRecord, GroupState,
     IntentId, Label, Members, NodeRecord, Place, Placement, PlannedMoves, PlannerMode, Record,
-    RecordKey, RecordKind, ReplicaSettings, Revision, Settings, Token, TokenDigest,
+    RecordKey, RecordKind, ReplicaRule, ReplicaSettings, Revision, Selection, Settings, Token,
+    TokenDigest, rule_of, rule_of_catalog,
 };
 pub use self::reply::{Done, Effect, Reply, decode_reply, encode_reply};
 pub use self::rights::Sender;
@@ -86,6 +87,9 @@ const VERSION: u8 = 1;
 pub const REPLICAS_MOVED: ClusterVersion = ClusterVersion::new(2);
 /// From this version of the cluster on there are tokens.
 pub const TOKENS_KNOWN: ClusterVersion = ClusterVersion::new(3);
+
+/// From this version of the cluster on there are rules for replicas, and members without a vote are reported.
+pub const RULES_KNOWN: ClusterVersion = ClusterVersion::new(3);
 
 /// The store of a node that was announced and never seen.
 pub const UNKNOWN_STORE: u64 = 0;
@@ -103,6 +107,14 @@ pub const MAX_NODES: usize = 1_024;
 pub const MAX_REMOVED_NODES: usize = 10_000;
 /// Tokens at most.
 pub const MAX_TOKENS: usize = 1_000;
+/// Rules for replicas at most.
+pub const MAX_RULES: usize = 64;
+/// Zones that a rule names at most.
+pub const MAX_RULED_ZONES: usize = 32;
+/// Voters that a rule asks for at most.
+pub const MAX_RULED_VOTERS: u32 = 7;
+/// Learners that a rule asks for at most.
+pub const MAX_RULED_LEARNERS: u32 = 8;
 /// What the catalog holds altogether, as it counts it: about the bytes of memory.
 pub const MAX_CATALOG_BYTES: usize = 128 * 1024 * 1024;
 /// Members of a group at most.

@@ -27,6 +27,8 @@ impl Command {
             | Operation::SetPlannerMode { .. }
             | Operation::SetPlannedMoves { .. }
             | Operation::SetReplicas { .. }
+            | Operation::PutRule(_)
+            | Operation::RemoveRule { .. }
             | Operation::BeginDrain(_)
             | Operation::ExtendDrain { .. }
             | Operation::EndDrain { .. } => Sender::NodeOr(Grant::Operator),

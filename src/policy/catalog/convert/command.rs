@@ -11,13 +11,13 @@ use super::super::name::Name;
 use super::super::record::{IntentId, Revision};
 use super::super::wire;
 use super::super::wire::command::Operation as Message;
-use super::record::{advertisement_to, capabilities_of, founding_from, members_to};
+use super::record::{advertisement_to, capabilities_of, founding_from, learners_from, members_to};
 use super::token::{new_token_from, new_token_to};
 use super::{
     fallback_from, fallback_to, labels_from, labels_to, map_from, map_to, mode_from, mode_to,
     moves_from, moves_to, node_from, nodes_from, nodes_to, optional_name_from, optional_name_to,
     placement_from, placement_to, present, replicas_from, replicas_to, requirement_from,
-    requirement_to, stranding_from, stranding_to,
+    requirement_to, rule_from, rule_to, stranding_from, stranding_to,
 };
 
 /// The message of a command.
@@ -49,9 +49,9 @@ fn operation_to(operation: &Operation) -> Message {
             let placement = placement_to(placement);
             Message::SetPlacement(wire::SetPlacement { group: group.get(), placement })
         }
-        Operation::RecordMembers { group, config_index, nodes, founding, generation } => {
-            let members = Some(members_to(*config_index, nodes, founding.as_ref()));
-            let (group, generation) = (group.get(), *generation);
+        Operation::RecordMembers { group, config_index, nodes, founding, learners, generation } => {
+            let members = members_to(*config_index, nodes, founding.as_ref(), learners.as_ref());
+            let (group, members, generation) = (group.get(), Some(members), *generation);
             Message::RecordMembers(wire::RecordMembers { group, members, generation })
         }
         Operation::DestroyGroup { group, generation } => {
@@ -106,6 +106,10 @@ fn operation_to(operation: &Operation) -> Message {
         }
         Operation::PutToken(new) => Message::PutToken(new_token_to(new)),
         Operation::RemoveToken { id } => Message::RemoveToken(wire::RemoveToken { token: *id }),
+        Operation::PutRule(rule) => Message::PutRule(rule_to(rule)),
+        Operation::RemoveRule { name } => {
+            Message::RemoveRule(wire::RemoveRule { rule: name.as_str().to_owned() })
+        }
         Operation::Tick => Message::Tick(wire::Tick::default()),
         Operation::PassTime { node, intent, passed_ms } => {
             let (node, intent) = (node.get(), intent.begun().get());
@@ -131,6 +135,7 @@ fn operation_from(message: Message) -> Result<Operation, Refusal> {
                 group: GroupId::new(message.group),
                 config_index: LogIndex::new(members.config_index),
                 founding: founding_from(&members)?,
+                learners: learners_from(&members)?,
                 nodes: nodes_from(Subject::Member, &members.nodes)?,
                 generation: message.generation,
             }
@@ -187,6 +192,10 @@ fn operation_from(message: Message) -> Result<Operation, Refusal> {
         },
         Message::PutToken(message) => Operation::PutToken(new_token_from(&message)?),
         Message::RemoveToken(message) => Operation::RemoveToken { id: message.token },
+        Message::PutRule(message) => Operation::PutRule(rule_from(message)?),
+        Message::RemoveRule(message) => {
+            Operation::RemoveRule { name: Name::new(Subject::Rule, &message.rule)? }
+        }
         Message::Tick(wire::Tick { passed_ms: None, .. }) => Operation::Tick,
         Message::Tick(wire::Tick { passed_ms: Some(passed_ms), node, intent }) => {
             let (node, intent) = (node_from(node)?, intent_of(intent));

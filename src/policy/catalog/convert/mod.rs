@@ -4,6 +4,7 @@
 mod command;
 mod record;
 mod reply;
+mod rule;
 mod shard_map;
 mod token;
 
@@ -27,6 +28,7 @@ use super::{MAX_CAPABILITIES, MAX_PREFERENCES, VERSION, log, wire};
 pub(super) use command::{command_from_message, command_to_message};
 pub(super) use record::{boxed, compact, record_from_message, record_to_message, sorted};
 pub(super) use reply::{reply_from_message, reply_to_message};
+use rule::{rule_from, rule_to};
 use shard_map::{map_from, map_to};
 
 pub(super) const fn replicas_to(replicas: ReplicaSettings) -> wire::Replicas {
@@ -165,19 +167,20 @@ pub(super) fn requirement_from(message: Option<&log::Requirement>) -> Result<Req
 }
 
 pub(super) fn labels_to(labels: &[Label]) -> Vec<wire::Label> {
-    let label = |label: &Label| wire::Label {
-        key: label.key.as_str().to_owned(),
-        value: label.value.as_ref().to_owned(),
-    };
-    labels.iter().map(label).collect()
+    labels.iter().map(label_to).collect()
+}
+
+pub(super) fn label_to(label: &Label) -> wire::Label {
+    wire::Label { key: label.key.as_str().to_owned(), value: label.value.as_ref().to_owned() }
+}
+
+pub(super) fn label_from(label: wire::Label) -> Result<Label, Refusal> {
+    let key = Name::new(Subject::Label, &label.key)?;
+    Ok(Label { key, value: label.value.into() })
 }
 
 pub(super) fn labels_from(labels: Vec<wire::Label>) -> Result<Vec<Label>, Refusal> {
-    let label = |label: wire::Label| {
-        let key = Name::new(Subject::Label, &label.key)?;
-        Ok(Label { key, value: label.value.into() })
-    };
-    labels.into_iter().map(label).collect()
+    labels.into_iter().map(label_from).collect()
 }
 
 pub(super) fn place_to(place: &Place) -> wire::Place {

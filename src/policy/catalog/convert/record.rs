@@ -20,7 +20,7 @@ use super::{
     labels_from, labels_to, map_from, map_to, mode_from, mode_to, moves_from, moves_to, names_from,
     names_to, node_from, nodes_from, nodes_to, optional_name_from, optional_name_to,
     placement_from, placement_to, present, replicas_from, replicas_to, requirement_from,
-    requirement_to,
+    requirement_to, rule_from, rule_to,
 };
 
 /// The message of a record.
@@ -63,6 +63,7 @@ fn settings_to(settings: &Settings) -> wire::Settings {
         },
         removed_nodes: nodes_to(settings.removed_nodes.iter()),
         replicas: settings.replicas.map(replicas_to),
+        rules: settings.rules.iter().map(rule_to).collect(),
     }
 }
 
@@ -77,6 +78,7 @@ fn settings_of(message: wire::Settings) -> Result<Settings, Refusal> {
         cluster_version: known_version(message.cluster_version)?,
         removed_nodes: sorted(nodes_from(Subject::Nodes, &message.removed_nodes)?).into(),
         replicas: message.replicas.map(replicas_from).transpose()?,
+        rules: message.rules.into_iter().map(rule_from).collect::<Result<_, _>>()?,
     })
 }
 
@@ -134,12 +136,15 @@ pub(super) fn members_to<'a>(
     config_index: LogIndex,
     nodes: impl IntoIterator<Item = &'a NodeId>,
     founding: Option<impl IntoIterator<Item = &'a NodeId>>,
+    learners: Option<impl IntoIterator<Item = &'a NodeId>>,
 ) -> wire::Members {
     wire::Members {
         config_index: config_index.get(),
         nodes: nodes_to(nodes),
         founding_known: founding.is_some(),
         founding: founding.map(nodes_to).unwrap_or_default(),
+        learners_known: learners.is_some(),
+        learners: learners.map(nodes_to).unwrap_or_default(),
     }
 }
 
@@ -148,9 +153,15 @@ pub(super) fn founding_from(members: &wire::Members) -> Result<Option<BTreeSet<N
     members.founding_known.then(|| nodes_from(Subject::Member, &members.founding)).transpose()
 }
 
+/// The members without a vote, if they are reported.
+pub(super) fn learners_from(members: &wire::Members) -> Result<Option<BTreeSet<NodeId>>, Refusal> {
+    members.learners_known.then(|| nodes_from(Subject::Member, &members.learners)).transpose()
+}
+
 fn group_to(group: &GroupRecord) -> wire::Group {
     let members = |members: &Members| {
-        members_to(members.config_index, &members.nodes, members.founding.as_deref())
+        let Members { config_index, nodes, founding, learners } = members;
+        members_to(*config_index, nodes, founding.as_deref(), learners.as_deref())
     };
     wire::Group {
         group: group.id.get(),
@@ -172,8 +183,9 @@ fn group_of(message: wire::Group) -> Result<GroupRecord, Refusal> {
     let members = |members: &wire::Members| {
         let nodes = sorted(nodes_from(Subject::Member, &members.nodes)?);
         let founding = founding_from(members)?.map(sorted);
+        let learners = learners_from(members)?.map(sorted);
         let config_index = LogIndex::new(members.config_index);
-        Ok(Box::new(Members { config_index, nodes, founding }))
+        Ok(Box::new(Members { config_index, nodes, founding, learners }))
     };
     let requirement = requirement_from(message.requirement.as_ref())?;
     let (capabilities, mode) = compact(&requirement)?;

@@ -210,6 +210,9 @@ refusals! {
     "STRANDED" Stranded { node: node, groups: stranded, total: actual };
     "UNKNOWN_TOKEN" UnknownToken { token: given };
     "TOKEN_EXISTS" TokenExists { token: given, made: actual };
+    "UNKNOWN_RULE" UnknownRule { rule: text };
+    "SAME_GROUPS" SameGroups { rule: text };
+    "BAD_VOTERS" BadVoters { given: given };
     "UNKNOWN_VERSION" UnknownVersion { given: given, known: actual };
     "MALFORMED" Malformed { detail: text };
 }

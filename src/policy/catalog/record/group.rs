@@ -60,6 +60,9 @@ pub struct Members {
     /// Those of them whose member is the one that the group was created with, in ascending order;
     /// `None`: not reported.
     pub founding: Option<Box<[NodeId]>>,
+    /// Those of them that have no vote, in ascending order; `None`: not reported. From version 3 of the
+    /// cluster on.
+    pub learners: Option<Box<[NodeId]>>,
 }
 
 impl Members {
@@ -69,7 +72,7 @@ impl Members {
     pub fn supersedes(&self, last: &Self) -> bool {
         let more = self.config_index == last.config_index
             && self.nodes == last.nodes
-            && last.founding.is_none();
+            && (last.founding.is_none() || last.learners.is_none() && self.learners.is_some());
         self == last || more || self.config_index > last.config_index
     }
 }
@@ -130,6 +133,16 @@ impl GroupRecord {
         match &self.reported {
             None => Some(&self.founders),
             Some(members) => members.founding.as_deref(),
+        }
+    }
+
+    /// The members without a vote, as far as reported, in ascending order; `None`: the members changed, and
+    /// it was not reported which of them have one.
+    #[must_use]
+    pub fn learners(&self) -> Option<&[NodeId]> {
+        match &self.reported {
+            None => Some(&[]),
+            Some(members) => members.learners.as_deref(),
         }
     }
 

@@ -5,6 +5,7 @@
 mod drain;
 mod group;
 mod node;
+mod rule;
 mod settings;
 mod token;
 
@@ -19,6 +20,7 @@ use super::TOKENS_KNOWN;
 pub use self::drain::{DrainFallback, DrainIntent, DrainState};
 pub use self::group::{EndedGroup, GroupRecord, GroupState, Label, Members, Place, Placement};
 pub use self::node::{Advertisement, NodeRecord};
+pub use self::rule::{ReplicaRule, Selection, rule_of, rule_of_catalog};
 pub use self::settings::{PlannedMoves, PlannerMode, ReplicaSettings, Settings};
 pub use self::token::{Token, TokenDigest};
 

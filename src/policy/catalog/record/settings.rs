@@ -6,7 +6,7 @@ use shardhost_proto::shard_map::ShardMap;
 use shardhost_proto::version::ClusterVersion;
 use shardhost_storage::NodeId;
 
-use super::Revision;
+use super::{ReplicaRule, Revision};
 
 /// Whether leadership is moved for balance and preference.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,6 +49,9 @@ pub struct Settings {
     /// Whether replicas are moved automatically; `None`: that was never set, and nothing is moved. From
     /// version 2 of the cluster on.
     pub replicas: Option<ReplicaSettings>,
+    /// Rules for replicas, in the order of their names. At most [`MAX_RULES`](super::super::MAX_RULES). From
+    /// version 3 of the cluster on.
+    pub rules: Arc<[ReplicaRule]>,
 }
 
 /// Whether replicas are moved automatically, and when a node counts as gone.

@@ -11,7 +11,7 @@ use super::super::record::{
     EndedGroup, GroupRecord, GroupState, Members, Place, Placement, Record, RecordKey, Revision,
 };
 use super::super::reply::{Done, Reply};
-use super::super::{MAX_ENDED, MAX_GROUPS, MAX_LIVES};
+use super::super::{MAX_ENDED, MAX_GROUPS, MAX_LIVES, RULES_KNOWN};
 use super::{Catalog, check_limit};
 
 impl Catalog {
@@ -88,6 +88,9 @@ impl Catalog {
     ) -> Reply {
         let known = self.active(group)?;
         check_generation(known, generation)?;
+        if told.learners.is_some() {
+            self.check_version(RULES_KNOWN)?;
+        }
         if let Some(last) = known.reported.as_deref().filter(|last| !told.supersedes(last)) {
             let (given, actual) = (told.config_index, last.config_index);
             return Err(Refusal::StaleMembers { group, given, actual });

@@ -13,6 +13,7 @@
 mod drains;
 mod groups;
 mod nodes;
+mod rules;
 mod shard_map;
 mod tokens;
 mod version;
@@ -73,11 +74,19 @@ impl Catalog {
                 self.set_requirement(*group, requirement)
             }
             Operation::SetPlacement { group, placement } => self.set_placement(*group, placement),
-            Operation::RecordMembers { group, config_index, nodes, founding, generation } => {
+            Operation::RecordMembers {
+                group,
+                config_index,
+                nodes,
+                founding,
+                learners,
+                generation,
+            } => {
                 let told = Members {
                     config_index: *config_index,
                     nodes: convert::sorted(nodes.clone()),
                     founding: founding.clone().map(convert::sorted),
+                    learners: learners.clone().map(convert::sorted),
                 };
                 self.record_members(*group, told, *generation)
             }
@@ -106,6 +115,8 @@ impl Catalog {
             Operation::RaiseVersion { version, prepared } => self.raise_version(*version, prepared),
             Operation::PutToken(new) => self.put_token(new, now_ms),
             Operation::RemoveToken { id } => self.remove_token(*id),
+            Operation::PutRule(rule) => self.put_rule(rule),
+            Operation::RemoveRule { name } => self.remove_rule(name),
             Operation::PassTime { node, intent, passed_ms } => {
                 self.pass_time(*node, *intent, *passed_ms)
             }

@@ -31,7 +31,8 @@ fn group_bytes(group: &GroupRecord) -> usize {
     let labels = group.labels.iter().map(|label| name_bytes(&label.key) + text(&label.value));
     let members = |members: &Members| {
         let founding = members.founding.as_ref().map_or(0, |founding| founding.len());
-        ITEM_BYTES + nodes(members.nodes.len() + founding)
+        let learners = members.learners.as_ref().map_or(0, |learners| learners.len());
+        ITEM_BYTES + nodes(members.nodes.len() + founding + learners)
     };
     group.kind.as_str().len()
         + nodes(group.founders.len())

@@ -195,8 +195,8 @@ fn what_is_told_of_another_generation_is_refused() {
     create(&mut catalog, new_group(7, &[1, 2, 3]));
     let late = Refusal::OtherGeneration { group: group(7), given: 0, actual: 1 };
     let members = |generation| match members(20, &[1]) {
-        Operation::RecordMembers { group, config_index, nodes, founding, .. } => {
-            Operation::RecordMembers { group, config_index, nodes, founding, generation }
+        Operation::RecordMembers { group, config_index, nodes, founding, learners, .. } => {
+            Operation::RecordMembers { group, config_index, nodes, founding, learners, generation }
         }
         other => other,
     };

@@ -7,6 +7,7 @@ mod groups;
 mod nodes;
 mod random;
 mod reconcile;
+mod rules;
 mod shard_map;
 mod snapshot;
 mod tokens;
@@ -134,6 +135,7 @@ pub(super) fn members(index: u64, nodes: &[u64], founding: Option<&[u64]>) -> Op
         config_index: LogIndex::new(index),
         nodes: set(nodes),
         founding: founding.map(set),
+        learners: None,
         generation: None,
     }
 }

@@ -59,9 +59,30 @@ fn on_groups() -> impl Strategy<Value = Operation> {
         2 => (id(), 1..9u64, nodes(), any::<bool>(), incarnation()).prop_map(
             |(group, index, nodes, told, generation)| {
                 let (config_index, founding) = (LogIndex::new(index), told.then(|| nodes.clone()));
-                Operation::RecordMembers { group, config_index, nodes, founding, generation }
+                let learners = None;
+                Operation::RecordMembers {
+                    group,
+                    config_index,
+                    nodes,
+                    founding,
+                    learners,
+                    generation,
+                }
             }
         ),
+        1 => (id(), 1..9u64, nodes(), nodes()).prop_map(|(group, index, nodes, learners)| {
+            let (config_index, founding) = (LogIndex::new(index), None);
+            let learners = Some(learners.intersection(&nodes).copied().collect());
+            let generation = None;
+            Operation::RecordMembers {
+                group,
+                config_index,
+                nodes,
+                founding,
+                learners,
+                generation,
+            }
+        }),
         1 => (id(), incarnation())
             .prop_map(|(group, generation)| Operation::DestroyGroup { group, generation }),
         2 => id().prop_map(|group| Operation::FinishDestroy { group }),
@@ -135,6 +156,31 @@ fn on_settings() -> impl Strategy<Value = Operation> {
     ]
 }
 
+fn on_rules() -> impl Strategy<Value = Operation> {
+    let groups = prop_oneof![
+        Just(Selection::All),
+        Just(Selection::Kind(name("queue"))),
+        "[ab]".prop_map(|value| {
+            Selection::Label(Label { key: name("tier"), value: value.into() })
+        }),
+        (0..5u64).prop_map(|number| Selection::Group(group(number))),
+    ];
+    let count = || proptest::option::of(0..9u32);
+    let zones = proptest::collection::btree_set("[a-c]", 0..3);
+    let new = ("[rst]", groups, count(), count(), zones, capabilities());
+    prop_oneof![
+        3 => new.prop_map(|(text, groups, voters, learners, zones, requirement)| {
+            let zones = zones.iter().map(|zone| name(zone)).collect();
+            let capabilities = requirement.capabilities.iter().map(|text| name(text)).collect();
+            let name = name(&text);
+            Operation::PutRule(
+                ReplicaRule { name, groups, voters, learners, zones, capabilities },
+            )
+        }),
+        1 => "[rst]".prop_map(|text| Operation::RemoveRule { name: name(&text) }),
+    ]
+}
+
 fn on_tokens() -> impl Strategy<Value = Operation> {
     let id = || prop_oneof![0..4u64, Just(u64::MAX)];
     let grants = (0..4u32).prop_map(|bits| Grants::from_bits(bits).unwrap());
@@ -152,6 +198,7 @@ fn on_tokens() -> impl Strategy<Value = Operation> {
 fn command() -> impl Strategy<Value = Command> {
     let operation = prop_oneof![
         4 => on_groups(), 4 => on_nodes(), 3 => on_drains(), 1 => on_settings(), 2 => on_tokens(),
+        1 => on_rules(),
     ];
     let expected = proptest::option::weighted(0.1, (0..20u64).prop_map(revision));
     (0..60u64, expected, operation).prop_map(|(later, expected, operation)| Command {
