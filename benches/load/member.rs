@@ -154,7 +154,7 @@ impl Running {
             ..ShardCounts::default()
         };
         let settings = |all: PathBuf| certificates::settings_of(&all, role.node);
-        config.tls = role.certificates.map(settings);
+        config.tls = role.certificates.and_then(settings);
         config.workers = role.workers;
         config.apply_threads = role.apply_threads;
         config.replace_after = setup.replace_after.unwrap_or(config.replace_after);

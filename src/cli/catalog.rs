@@ -13,10 +13,10 @@ use shardhost_policy::catalog::{
 use shardhost_proto::system::catalog_reply::Reply;
 use shardhost_proto::system::system_client::SystemClient;
 use shardhost_proto::system::{CatalogReply, Elsewhere, ProposeRequest, QueryRequest};
-use shardhost_security::channel::Channel;
+use shardhost_security::channel::{Channel, is_not_sent};
 use tokio::time::Instant;
 
-use super::change::{is_not_sent, unconfirmed};
+use super::change::unconfirmed;
 use super::ended::partly;
 use super::target::{Node, Target, channel, promptly, said};
 

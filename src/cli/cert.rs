@@ -1,8 +1,5 @@
 //! `shardhost cert`: certificates for a test or a small cluster.
 
-use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
@@ -87,9 +84,7 @@ pub struct Valid {
 pub fn run(command: &Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Ca { cluster, place, days } => {
-            std::fs::create_dir_all(&place.dir)
-                .with_context(|| format!("{} cannot be created", place.dir.display()))?;
-            keep(&place.dir, "ca", &authority(cluster, days_of(*days))?)?;
+            keep(place, "ca", &authority(cluster, days_of(*days))?)?;
         }
         Command::Node { node, place, valid } => {
             let node = NodeId::new(*node).context("nodes are numbered from 1")?;
@@ -124,38 +119,13 @@ fn signed<E: std::error::Error + Send + Sync + 'static>(
     };
     let authority = Made { certificate: read("ca.pem")?, key: read("ca.key")? };
     let identity = identity(&cluster_of(&authority.certificate)?)?;
-    keep(&place.dir, name, &sign(&authority, &identity, days_of(valid.days))?)?;
-    Ok(())
+    keep(place, name, &sign(&authority, &identity, days_of(valid.days))?)
 }
 
-/// Writes both files, of which none was there.
-fn keep(directory: &Path, name: &str, made: &Made) -> anyhow::Result<()> {
-    let (certificate, key) =
-        (directory.join(format!("{name}.pem")), directory.join(format!("{name}.key")));
-    if let Some(there) = [&certificate, &key].into_iter().find(|path| path.exists()) {
-        bail!("{} is there; move it away first, it is not replaced", there.display());
-    }
-    let write = |path: &Path, mode, text: &str| {
-        let file = new_file(path, mode);
-        let written = file.and_then(|mut file| {
-            file.write_all(text.as_bytes())?;
-            file.sync_all()
-        });
-        written.with_context(|| format!("{} cannot be written", path.display()))
-    };
-    write(&key, 0o600, &made.key)?;
-    write(&certificate, 0o644, &made.certificate)?;
+fn keep(place: &Place, name: &str, made: &Made) -> anyhow::Result<()> {
+    let (certificate, key) = made.keep(&place.dir, name)?;
     println!("{} and {} are written", certificate.display(), key.display());
     Ok(())
-}
-
-fn new_file(path: &Path, mode: u32) -> std::io::Result<File> {
-    OpenOptions::new().write(true).create_new(true).mode(mode).open(path)
-}
-
-/// A new file for a secret.
-pub fn private_file(path: &Path) -> anyhow::Result<File> {
-    new_file(path, 0o600).with_context(|| format!("{} cannot be created", path.display()))
 }
 
 fn show(file: &Path, as_json: bool) -> anyhow::Result<()> {

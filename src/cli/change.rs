@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use shardhost_security::channel::is_not_sent;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
@@ -78,18 +79,6 @@ pub fn is_refused(status: &Status) -> bool {
         Code::Unavailable => is_not_sent(status) || std::error::Error::source(status).is_none(),
         _ => false,
     }
-}
-
-/// Whether there was no connection to send on.
-pub fn is_not_sent(status: &Status) -> bool {
-    let mut cause = std::error::Error::source(status);
-    while let Some(error) = cause {
-        if error.is::<tonic::ConnectError>() {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
 }
 
 #[cfg(test)]

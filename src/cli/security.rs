@@ -57,13 +57,10 @@ impl SecurityArguments {
     /// # Errors
     /// Some are named and some are not.
     pub fn of_node(&self) -> anyhow::Result<Option<TlsSettings>> {
-        match self.files()? {
-            None => Ok(None),
-            Some(TlsFiles { ca, own: Some((certificate, key)) }) => {
-                Ok(Some(TlsSettings { ca, certificate, key }))
-            }
-            Some(_) => Err(senseless("a node needs --tls-cert and --tls-key beside --tls-ca")),
-        }
+        let Some(files) = self.files()? else { return Ok(None) };
+        let settings = TlsSettings::of(files);
+        let missing = || senseless("a node needs --tls-cert and --tls-key beside --tls-ca");
+        settings.ok_or_else(missing).map(Some)
     }
 
     /// How nodes are reached from now on.

@@ -10,7 +10,7 @@ use shardhost_proto::admin::admin_client::AdminClient;
 use shardhost_proto::admin::{
     GroupStatus, HostStatus, ListGroupsRequest, ShowGroupRequest, StatusRequest,
 };
-use shardhost_security::channel::Channel;
+use shardhost_security::channel::{Channel, deepest_cause};
 use shardhost_security::connect::wants_tls;
 use shardhost_server::config::check_address;
 use tokio::time::Instant;
@@ -336,15 +336,6 @@ pub fn said(address: &str, status: &tonic::Status) -> anyhow::Error {
         },
         (_, None) => anyhow::anyhow!("{address}: {words}"),
     }
-}
-
-/// What went wrong on the way to a node.
-fn deepest_cause(status: &tonic::Status) -> Option<String> {
-    let mut cause = std::error::Error::source(status)?;
-    while let Some(next) = cause.source() {
-        cause = next;
-    }
-    Some(cause.to_string()).filter(|text| !text.is_empty())
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! `shardhost token`: tokens of users in the catalog.
 
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -13,10 +14,10 @@ use shardhost_policy::catalog::{
     Name, NewToken, Operation, Record, RecordKind, Subject, Token, TokenDigest,
 };
 use shardhost_proto::grants::Grants;
+use shardhost_security::make::private_file;
 use shardhost_security::token::TokenText;
 
 use super::catalog::Catalog;
-use super::cert::private_file;
 use super::output::{Column, table};
 use super::target::Target;
 
@@ -81,6 +82,13 @@ pub async fn run(command: &Command) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// A file for a token.
+fn new_file(path: &Path) -> anyhow::Result<(&Path, File)> {
+    let file = private_file(path);
+    let file = file.with_context(|| format!("{} cannot be created", path.display()))?;
+    Ok((path, file))
+}
+
 async fn make(
     name: &str,
     grants: Grants,
@@ -89,7 +97,7 @@ async fn make(
     target: &Target,
 ) -> anyhow::Result<()> {
     // Before it is made: a token that was not kept is of no use.
-    let file = out.map(|path| private_file(path).map(|file| (path, file))).transpose()?;
+    let file = out.map(new_file).transpose()?;
     let token = TokenText::make().map_err(anyhow::Error::msg)?;
     let for_ms = days.map(|days| Duration::from_secs(u64::from(days) * 24 * 60 * 60).as_millis());
     let for_ms = for_ms.map(u64::try_from).transpose().context("that is too long")?;

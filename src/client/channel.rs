@@ -1,9 +1,8 @@
 //! How a node is connected to.
 
-use std::error::Error;
 use std::time::Duration;
 
-use shardhost_security::channel::Channel;
+use shardhost_security::channel::{Channel, deepest_cause};
 use tonic::transport::Endpoint;
 
 use super::options::ClientOptions;
@@ -17,15 +16,11 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(2);
 /// What a node refused, or what went wrong on the way, in words for people: the message, and the cause
 /// that lies deepest.
 pub(super) fn words_of(status: &tonic::Status) -> String {
-    let mut deepest = status.source();
-    while let Some(next) = deepest.and_then(Error::source) {
-        deepest = Some(next);
-    }
     let message = match status.message() {
         "" => status.code().description(),
         message => message,
     };
-    match deepest.map(ToString::to_string) {
+    match deepest_cause(status) {
         Some(cause) if !message.contains(&cause) => format!("{message}: {cause}"),
         _ => message.to_owned(),
     }

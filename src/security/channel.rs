@@ -1,5 +1,6 @@
 //! Channels of gRPC to nodes: over TLS or not, with a token or without.
 
+use std::error::Error as _;
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -50,6 +51,12 @@ pub struct Security {
 }
 
 impl Security {
+    /// With these certificates, or without TLS, and without a token: as nodes reach each other.
+    #[must_use]
+    pub fn without_token(credentials: impl Into<Option<Credentials>>) -> Self {
+        Self { credentials: credentials.into(), token: None }
+    }
+
     /// A channel that connects when it is used.
     #[must_use]
     pub fn lazily(&self, endpoint: &Endpoint, meant: Option<NodeId>) -> Channel {
@@ -84,6 +91,24 @@ impl Security {
         let token = self.token.clone().filter(|_| self.credentials.is_some());
         Channel { inner, token: token.map(|Token(value)| value) }
     }
+}
+
+/// What went wrong on the way to a node, from the nearest cause to the deepest. A node that refused was
+/// reached: there is none.
+fn causes(status: &tonic::Status) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
+    std::iter::successors(status.source(), |cause| (*cause).source())
+}
+
+/// The cause that lies deepest, in its words, if it has any.
+#[must_use]
+pub fn deepest_cause(status: &tonic::Status) -> Option<String> {
+    causes(status).last().map(ToString::to_string).filter(|words| !words.is_empty())
+}
+
+/// Whether a request was not sent: there was no connection to send on.
+#[must_use]
+pub fn is_not_sent(status: &tonic::Status) -> bool {
+    causes(status).any(|cause| cause.is::<tonic::ConnectError>())
 }
 
 /// A channel to a node. Cheap to clone.

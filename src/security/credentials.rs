@@ -25,6 +25,8 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::identity::{CertificateFacts, Identity, IdentityError};
 use super::verify::{Callers, Nodes};
 
+/// The name of the authority in a directory with certificates.
+pub(super) const AUTHORITY: &str = "ca";
 /// Longest file that is read, in bytes.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 /// Between two looks at the files, of those who connect.
@@ -40,6 +42,20 @@ pub struct TlsFiles {
     /// The own certificate, with those between it and the authority behind it, and its key. Nodes have
     /// one; a user with a token needs none.
     pub own: Option<(PathBuf, PathBuf)>,
+}
+
+/// Where a certificate and its key are in a directory: `NAME.pem` and `NAME.key`.
+pub(super) fn pair_in(directory: &Path, name: &str) -> (PathBuf, PathBuf) {
+    (directory.join(format!("{name}.pem")), directory.join(format!("{name}.key")))
+}
+
+impl TlsFiles {
+    /// Those of one node or user in a directory with those of many, as [`make`](super::make) writes it.
+    #[must_use]
+    pub fn in_directory(directory: &Path, name: &str) -> Self {
+        let (ca, _) = pair_in(directory, AUTHORITY);
+        Self { ca, own: Some(pair_in(directory, name)) }
+    }
 }
 
 /// Why certificates cannot be used. Each names the file.
@@ -133,15 +149,6 @@ struct Inner {
     removals: AtomicU64,
 }
 
-/// What became of files that were read again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reloaded {
-    /// They are as they were.
-    Same,
-    /// They are used for new connections.
-    Changed,
-}
-
 /// Two are equal if they are clones of one.
 impl PartialEq for Credentials {
     fn eq(&self, other: &Self) -> bool {
@@ -222,17 +229,17 @@ impl Credentials {
         CredentialError::OtherIdentity { path, found, wanted }
     }
 
-    /// Reads the files again, and takes what they hold for new connections if it differs. May block for as
-    /// long as a disk takes.
+    /// Reads the files again, and takes what they hold for new connections if it differs: true. May block
+    /// for as long as a disk takes.
     ///
     /// # Errors
     /// [`CredentialError`]; what was there stays.
-    pub fn reload(&self) -> Result<Reloaded, CredentialError> {
+    pub fn reload(&self) -> Result<bool, CredentialError> {
         *self.inner.looked.lock() = Instant::now();
         let contents = Contents::read(&self.inner.files)?;
         let present = self.inner.loaded.load();
         if contents == present.contents {
-            return Ok(Reloaded::Same);
+            return Ok(false);
         }
         let loaded = Loaded::new(&self.inner.files, contents)?;
         let identity = |loaded: &Loaded| loaded.facts.as_ref().map(|facts| facts.identity.clone());
@@ -247,7 +254,7 @@ impl Credentials {
         if !all_stay {
             self.inner.removals.fetch_add(1, Ordering::AcqRel);
         }
-        Ok(Reloaded::Changed)
+        Ok(true)
     }
 
     /// The same, if the last look at the files is [`LOOK_EVERY`] ago: for those who connect now and then. What

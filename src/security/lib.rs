@@ -37,5 +37,5 @@ pub mod token;
 mod verify;
 
 pub use caller::{Caller, Denied, User};
-pub use credentials::{CredentialError, Credentials, Reloaded, TlsFiles};
+pub use credentials::{CredentialError, Credentials, TlsFiles};
 pub use identity::{CertificateFacts, Identity, IdentityError};

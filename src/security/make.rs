@@ -4,17 +4,24 @@
 //! away from the nodes.
 
 use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
-
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use shardhost_proto::grants::Grants;
+use shardhost_proto::ids::NodeId;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use super::credentials;
+use super::credentials::pair_in;
 use super::identity::{Identity, IdentityError};
 
 /// A certificate that was made begins so much earlier: clocks differ.
@@ -43,6 +50,54 @@ pub enum MakeError {
     Authority(String),
     #[error("the certificate cannot be made: {0}")]
     Failed(String),
+    #[error("{} is there; move it away first, it is not replaced", .0.display())]
+    Exists(PathBuf),
+    #[error("{} cannot be written: {error}", .path.display())]
+    Write { path: PathBuf, error: io::Error },
+}
+
+impl Made {
+    /// Writes both into a directory, which is created when missing: `NAME.pem`, and `NAME.key`, which only
+    /// its owner may read. Returns where they are.
+    ///
+    /// # Errors
+    /// [`MakeError::Exists`]: one of them is there, and nothing was written. [`MakeError::Write`].
+    pub fn keep(&self, directory: &Path, name: &str) -> Result<(PathBuf, PathBuf), MakeError> {
+        let (certificate, key) = pair_in(directory, name);
+        if let Some(there) = [&certificate, &key].into_iter().find(|path| path.exists()) {
+            return Err(MakeError::Exists(there.clone()));
+        }
+        keep_text(&key, 0o600, &self.key)?;
+        self.keep_certificate(directory, name)?;
+        Ok((certificate, key))
+    }
+
+    /// Writes the certificate alone.
+    fn keep_certificate(&self, directory: &Path, name: &str) -> Result<(), MakeError> {
+        keep_text(&pair_in(directory, name).0, 0o644, &self.certificate)
+    }
+}
+
+fn keep_text(path: &Path, mode: u32, text: &str) -> Result<(), MakeError> {
+    let write = || {
+        std::fs::create_dir_all(path.parent().unwrap_or(path))?;
+        let mut file = new_file(path, mode)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()
+    };
+    write().map_err(|error| MakeError::Write { path: path.to_owned(), error })
+}
+
+fn new_file(path: &Path, mode: u32) -> io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(mode).open(path)
+}
+
+/// A new file for a secret, which only its owner may read.
+///
+/// # Errors
+/// It is there, or cannot be created.
+pub fn private_file(path: &Path) -> io::Result<File> {
+    new_file(path, 0o600)
 }
 
 fn failed(error: impl fmt::Display) -> MakeError {
@@ -109,7 +164,7 @@ pub fn cluster_of(certificate: &str) -> Result<String, MakeError> {
 /// [`MakeError`].
 pub fn authority(cluster: &str, validity: Duration) -> Result<Made, MakeError> {
     // The same names as for nodes.
-    let node = shardhost_proto::ids::NodeId::must(1);
+    let node = NodeId::must(1);
     Identity::of_node(cluster, node)?;
     let mut params = CertificateParams::new(Vec::new()).map_err(failed)?;
     valid(&mut params, now(), validity.saturating_add(EARLIER))?;
@@ -159,4 +214,27 @@ pub fn sign_from(
     let key = KeyPair::generate().map_err(failed)?;
     let certificate = params.signed_by(&key, &issuer).map_err(failed)?;
     Ok(Made { certificate: certificate.pem(), key: key.serialize_pem() })
+}
+
+/// Certificates of a whole cluster, in a directory: of its nodes, each under its number, and of one user, who
+/// may do everything. The key of the authority is not kept, so there will be no others.
+///
+/// # Errors
+/// [`MakeError`].
+pub fn whole_cluster(
+    directory: &Path,
+    cluster: &str,
+    nodes: impl IntoIterator<Item = NodeId>,
+    user: &str,
+    validity: Duration,
+) -> Result<(), MakeError> {
+    let authority = authority(cluster, validity)?;
+    authority.keep_certificate(directory, credentials::AUTHORITY)?;
+    let identity = Identity::of_user(cluster, user, Grants::ALL)?;
+    sign(&authority, &identity, validity)?.keep(directory, user)?;
+    for node in nodes {
+        let identity = Identity::of_node(cluster, node)?;
+        sign(&authority, &identity, validity)?.keep(directory, &node.to_string())?;
+    }
+    Ok(())
 }

@@ -4,6 +4,7 @@ use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
+use shardhost_proto::grants::Grants;
 use shardhost_proto::ids::NodeId;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -11,8 +12,8 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::accept::Accepting;
 use super::connect::connect;
-use super::make::{Made, authority, sign, sign_from};
-use super::{Caller, CredentialError, Credentials, Identity, Reloaded, TlsFiles};
+use super::make::{Made, MakeError, authority, sign, sign_from, whole_cluster};
+use super::{Caller, CredentialError, Credentials, Identity, TlsFiles};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -36,8 +37,7 @@ impl Office {
     }
 
     fn files(&self, name: &str) -> TlsFiles {
-        let own = (self.path(&format!("{name}.pem")), self.path(&format!("{name}.key")));
-        TlsFiles { ca: self.path("ca.pem"), own: Some(own) }
+        TlsFiles::in_directory(self.directory.path(), name)
     }
 
     fn write(&self, name: &str, made: &Made) {
@@ -260,7 +260,7 @@ fn files_that_do_not_fit_together_are_refused_by_name() {
 async fn new_files_are_taken_once_they_fit_together_and_not_before() {
     let office = Office::new("shop");
     let (one, two) = (office.node(1), office.node(2));
-    assert_eq!(one.reload().unwrap(), Reloaded::Same);
+    assert!(!one.reload().unwrap());
     let made = sign(&office.authority, &office.identity(1), 2 * DAY).unwrap();
     let (certificate, key) = office.files("node-1").own.unwrap();
     std::fs::write(&certificate, &made.certificate).unwrap();
@@ -268,7 +268,7 @@ async fn new_files_are_taken_once_they_fit_together_and_not_before() {
     assert!(matches!(half, CredentialError::OtherKey { .. }), "{half}");
     assert!(meet(Some(&one), &two, Some(1)).await.connected.is_ok(), "what was there is used");
     std::fs::write(&key, &made.key).unwrap();
-    assert_eq!(one.reload().unwrap(), Reloaded::Changed);
+    assert!(one.reload().unwrap());
     assert!(one.facts().unwrap().not_after > SystemTime::now() + DAY);
     assert!(meet(Some(&one), &two, Some(1)).await.connected.is_ok());
     // Another node's are a mistake.
@@ -286,21 +286,21 @@ async fn an_authority_is_replaced_by_way_of_both() {
     std::fs::write(old.path("ca.pem"), both).unwrap();
     // All believe both before one shows a certificate of the new one.
     for credentials in [&one, &two] {
-        assert_eq!(credentials.reload().unwrap(), Reloaded::Changed);
+        assert!(credentials.reload().unwrap());
     }
     for (node, credentials) in [(1, &one), (2, &two)] {
         old.write(
             &format!("node-{node}"),
             &sign(&new.authority, &old.identity(node), DAY).unwrap(),
         );
-        assert_eq!(credentials.reload().unwrap(), Reloaded::Changed);
+        assert!(credentials.reload().unwrap());
         assert!(meet(Some(&one), &two, Some(1)).await.connected.is_ok());
     }
     std::fs::write(old.path("ca.pem"), &new.authority.certificate).unwrap();
     assert_eq!(one.removals(), 0, "another one beside it takes nothing");
-    assert_eq!(one.reload().unwrap(), Reloaded::Changed);
+    assert!(one.reload().unwrap());
     // Who looks next finds nothing new, and is to know all the same.
-    assert_eq!(one.reload().unwrap(), Reloaded::Same);
+    assert!(!one.reload().unwrap());
     assert_eq!(one.removals(), 1);
     assert!(meet(Some(&one), &two, Some(1)).await.connected.is_ok());
 }
@@ -322,7 +322,7 @@ fn what_a_user_may_do_may_change() {
     let office = Office::new("shop");
     let ann = office.user("ann", "reader");
     office.user("ann", "operator");
-    assert_eq!(ann.reload().unwrap(), Reloaded::Changed);
+    assert!(ann.reload().unwrap());
     let bob = Identity::of_user("shop", "bob", "reader".parse().unwrap()).unwrap();
     office.write("ann", &sign(&office.authority, &bob, DAY).unwrap());
     assert!(matches!(ann.reload(), Err(CredentialError::OtherIdentity { .. })));
@@ -390,4 +390,34 @@ async fn a_node_that_speaks_tls_alone_is_recognized() {
         let ((), found) = tokio::join!(accept, asked);
         assert_eq!(found, wants);
     }
+}
+
+#[test]
+fn what_is_made_for_a_whole_cluster_fits_together_and_is_not_replaced() {
+    use std::os::unix::fs::PermissionsExt;
+    let place = TempDir::new().unwrap();
+    let directory = place.path().join("certificates");
+    let nodes = [1, 2].map(NodeId::must);
+    let make = || whole_cluster(&directory, "shop", nodes, "ann", DAY);
+    make().unwrap();
+    for node in nodes {
+        let files = TlsFiles::in_directory(&directory, &node.to_string());
+        Credentials::load(files).unwrap().check_node("shop", node).unwrap();
+    }
+    let files = TlsFiles::in_directory(&directory, "ann");
+    let (certificate, key) = files.own.as_ref().unwrap();
+    let mode = std::fs::metadata(key).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600, "keys are for their owner alone");
+    let ann = Credentials::load(files.clone()).unwrap().facts().unwrap().identity;
+    assert_eq!(ann, Identity::of_user("shop", "ann", Grants::ALL).unwrap());
+    assert!(!directory.join("ca.key").exists(), "there will be no others");
+    let before = std::fs::read(key).unwrap();
+    assert!(make().is_err());
+    let other = sign(&authority("shop", DAY).unwrap(), &ann, DAY).unwrap();
+    assert!(matches!(other.keep(&directory, "ann"), Err(MakeError::Exists(_))));
+    std::fs::remove_file(certificate).unwrap();
+    assert!(
+        matches!(other.keep(&directory, "ann"), Err(MakeError::Exists(there)) if there == *key)
+    );
+    assert!(!certificate.exists() && std::fs::read(key).unwrap() == before);
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use shardhost::host::Host;
-use shardhost_security::{CredentialError, Credentials, Reloaded};
+use shardhost_security::{CredentialError, Credentials};
 use tokio_util::sync::CancellationToken;
 
 /// Between two looks at the files.
@@ -44,12 +44,11 @@ pub(super) async fn follow(host: Host, credentials: Credentials, stop: Cancellat
 /// Logs a problem when it begins or changes, and not while it lasts: files are replaced one after the other.
 fn note(
     credentials: &Credentials,
-    outcome: Result<Reloaded, CredentialError>,
+    outcome: Result<bool, CredentialError>,
     complained: &mut Option<String>,
 ) {
     match outcome {
-        Ok(reloaded) => {
-            let changed = reloaded != Reloaded::Same;
+        Ok(changed) => {
             let was_wrong = complained.take().is_some();
             if let Some(facts) = credentials.facts().filter(|_| changed || was_wrong) {
                 let left = left(facts.not_after).as_secs() / 3_600;

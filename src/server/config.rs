@@ -164,6 +164,13 @@ pub struct TlsSettings {
 }
 
 impl TlsSettings {
+    /// Those of these files; `None`: a certificate is not among them.
+    #[must_use]
+    pub fn of(files: TlsFiles) -> Option<Self> {
+        let TlsFiles { ca, own } = files;
+        own.map(|(certificate, key)| Self { ca, certificate, key })
+    }
+
     /// The files.
     #[must_use]
     pub fn files(&self) -> TlsFiles {

@@ -46,7 +46,7 @@ pub(super) async fn connect(
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true);
-    let security = Security { credentials: config.credentials.clone(), token: None };
+    let security = Security::without_token(config.credentials.clone());
     let connected = security.now(&endpoint, Some(node)).await;
     connected.map_err(|error| LaneError::Connect(address.to_owned(), chain(&error)))
 }

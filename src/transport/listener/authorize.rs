@@ -7,11 +7,10 @@
 use std::convert::Infallible;
 use std::fmt;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwapOption;
 use http_body::{Frame, SizeHint};
 use parking_lot::Mutex;
 use shardhost_security::{Caller, Denied, User, rights};
@@ -50,16 +49,16 @@ pub trait Tokens: Send + Sync + fmt::Debug {
 
 /// Where the tokens of the cluster are known, once that is there.
 #[derive(Clone, Debug, Default)]
-pub struct KnownTokens(Arc<ArcSwapOption<Arc<dyn Tokens>>>);
+pub struct KnownTokens(Arc<OnceLock<Arc<dyn Tokens>>>);
 
 impl KnownTokens {
-    /// From now on, tokens are looked up there.
+    /// From now on, tokens are looked up there. Of two, the first counts.
     pub fn set(&self, tokens: Arc<dyn Tokens>) {
-        self.0.store(Some(Arc::new(tokens)));
+        self.0.get_or_init(|| tokens);
     }
 
     fn holder(&self, token: &str) -> Result<TokenHolder, &'static str> {
-        match &*self.0.load() {
+        match self.0.get() {
             Some(tokens) => tokens.holder(token),
             None => Err("this node knows no tokens"),
         }

@@ -249,8 +249,9 @@ pub struct Connection {
     id: u64,
     table: Arc<Connections>,
     caller: Arc<OnceLock<Caller>>,
-    /// What ends when the tokens do that were used over it.
-    tokens: Arc<Mutex<Vec<CancellationToken>>>,
+    /// What ends when the tokens do that were used over it. Asked at every read and write, so a connection
+    /// over which none was used takes no lock.
+    tokens: Arc<OnceLock<Mutex<Vec<CancellationToken>>>>,
 }
 
 /// Tokens that may be used over one connection.
@@ -266,7 +267,7 @@ impl Connection {
 
     /// A token is used over it; false: too many are.
     pub(super) fn uses(&self, ended: &CancellationToken) -> bool {
-        let mut tokens = self.tokens.lock();
+        let mut tokens = self.tokens.get_or_init(Mutex::default).lock();
         if tokens.contains(ended) {
             return true;
         }
@@ -279,7 +280,8 @@ impl Connection {
 
     /// Whether a token that was used over it ended: answers of that may wait for a side that takes nothing.
     pub(super) fn outlived_a_token(&self) -> bool {
-        self.tokens.lock().iter().any(CancellationToken::is_cancelled)
+        let Some(tokens) = self.tokens.get() else { return false };
+        tokens.lock().iter().any(CancellationToken::is_cancelled)
     }
 
     /// The same connection, of which this says who is at the other end.
