@@ -17,7 +17,8 @@ use shardhost_storage::GroupId;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use shardhost::driver::CatalogView;
+use shardhost::driver::{CatalogView, with_each_view};
+use shardhost_policy::catalog::View;
 use shardhost_proto::shard_map::{KindShards, MapMismatch, ShardMap};
 use shardhost_storage::replace_file;
 
@@ -82,22 +83,15 @@ impl CurrentMap {
     /// Follows the map of the catalog until `stop`.
     pub async fn follow(
         self: Arc<Self>,
-        mut views: watch::Receiver<CatalogView>,
+        views: watch::Receiver<CatalogView>,
         stop: CancellationToken,
     ) {
-        let follow = async {
-            loop {
-                let known = views.borrow_and_update().clone();
-                let known = known.and_then(|view| view.settings().shard_map.clone());
-                if let Some(map) = known {
-                    self.take(map).await;
-                }
-                if views.changed().await.is_err() {
-                    return;
-                }
+        let take = async move |view: &View| {
+            if let Some(map) = view.settings().shard_map.clone() {
+                self.take(map).await;
             }
         };
-        stop.run_until_cancelled(follow).await;
+        with_each_view(views, stop, take).await;
     }
 
     /// Takes over the map of the catalog.
