@@ -71,7 +71,8 @@ fn pass(
     now_ms: u64,
 ) -> Vec<Change> {
     let system = [1, 2, 3].map(NodeId::must).into();
-    let seen = Observation { now_ms, view: catalog.view(), live, system: &system };
+    let (system, system_learners) = (&system, &[][..]);
+    let seen = Observation { now_ms, view: catalog.view(), live, system, system_learners };
     allocator.pass(black_box(&seen))
 }
 

@@ -79,8 +79,8 @@ mod tests {
     fn the_shares_are_within_the_limit_whatever_it_is() {
         for limit in [0, 1, 20, 64, 256, 1_024, 4_096, 65_536, u64::MAX] {
             let shares = Descriptors::of(limit);
-            let ConnectionLimits { silent, clients, peers, .. } = shares.connections;
-            let sum = shares.log_files + shares.state_files + silent + clients + peers;
+            let ConnectionLimits { silent, clients, operators, peers, .. } = shares.connections;
+            let sum = shares.log_files + shares.state_files + silent + clients + operators + peers;
             let reserved = as_size((shares.limit / 2).min(MAX_RESERVE) / OTHERS_PART);
             assert!((sum + reserved) as u64 <= shares.limit.max(3), "{shares:?}");
             assert!(silent > 0 && clients > 0 && peers > 0, "{shares:?}");

@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use http_body::{Frame, SizeHint};
+use shardhost_proto::grants::Grant;
 use shardhost_security::Caller;
 use tonic::Status;
 use tonic::body::Body;
@@ -45,9 +46,13 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let connection: Option<&Connection> = request.extensions().get();
         // Who is not known may ask for health, and is given the time of a silent connection for that.
-        let known = request.extensions().get::<Caller>() != Some(&Caller::Unknown);
-        let connection = connection.filter(|_| known);
-        let admitted = connection.map_or(Ok(()), Connection::admit_client);
+        let caller = request.extensions().get::<Caller>();
+        let connection = connection.filter(|_| caller != Some(&Caller::Unknown));
+        let admitted = match connection {
+            Some(connection) if is_operator(caller) => connection.admit_operator(),
+            Some(connection) => connection.admit_client(),
+            None => Ok(()),
+        };
         if let Err(full) = admitted {
             tracing::debug!(%full, "refused a client");
             let refused = Status::resource_exhausted(full.to_string()).into_http();
@@ -59,6 +64,11 @@ where
             async move { Ok(answer.await?.map(|body| Body::new(Answer { body, _open: open }))) },
         )
     }
+}
+
+/// Whether it is a user who may do what operators do.
+fn is_operator(caller: Option<&Caller>) -> bool {
+    matches!(caller, Some(Caller::User(user)) if user.grants.allow(Grant::Operator))
 }
 
 /// The body of an answer, until which its request is open.

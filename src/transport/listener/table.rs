@@ -24,6 +24,9 @@ pub struct ConnectionLimits {
     /// Connections of clients and operators. A further one ends the one that had no open request for
     /// longest, if that is for 60 seconds, and else is refused at its first request.
     pub clients: usize,
+    /// Connections of users who may do what operators do, as far as certificates and tokens say who that is.
+    /// Further ones count as those of clients.
+    pub operators: usize,
     /// Connections of peers, beside those of clients.
     pub peers: usize,
     /// How long one may be open before its first request is let in.
@@ -31,8 +34,8 @@ pub struct ConnectionLimits {
 }
 
 impl ConnectionLimits {
-    /// Shares out `connections`: five eighths for clients, a quarter for peers, an eighth for those
-    /// that have not asked for anything yet.
+    /// Shares out `connections`: nine sixteenths for clients, one for operators, a quarter for peers, an eighth
+    /// for those that have not asked for anything yet.
     #[must_use]
     pub const fn of(connections: usize) -> Self {
         const fn at_least_one(number: usize) -> usize {
@@ -40,7 +43,8 @@ impl ConnectionLimits {
         }
         Self {
             silent: at_least_one(connections / 8),
-            clients: at_least_one(connections * 5 / 8),
+            clients: at_least_one(connections * 9 / 16),
+            operators: connections / 16,
             peers: at_least_one(connections / 4),
             first_request: FIRST_REQUEST_TIMEOUT,
         }
@@ -51,6 +55,7 @@ impl ConnectionLimits {
 enum Kind {
     Silent,
     Client,
+    Operator,
     Peer,
 }
 
@@ -59,8 +64,9 @@ enum Kind {
 pub struct ConnectionStats {
     /// Open, without a request so far.
     pub silent: usize,
-    /// Open, of clients and operators.
+    /// Open, of clients, and of operators who are not known or beyond their share.
     pub clients: usize,
+    pub operators: usize,
     pub peers: usize,
     /// Silent ones that were ended, after too long or to make way for others, and idle ones of clients.
     pub ended: u64,
@@ -123,6 +129,7 @@ impl State {
         match kind {
             Kind::Silent => &mut self.stats.silent,
             Kind::Client => &mut self.stats.clients,
+            Kind::Operator => &mut self.stats.operators,
             Kind::Peer => &mut self.stats.peers,
         }
     }
@@ -320,6 +327,24 @@ impl Connection {
         self.admit(Kind::Client, self.table.limits.clients, "clients")
     }
 
+    /// Counts it as an operator's, or as a client's where there are as many of operators as may be: clients
+    /// that keep all their places keep no operator out.
+    pub(crate) fn admit_operator(&self) -> Result<(), Full> {
+        {
+            let mut state = self.table.state.lock();
+            let kind = state.open.get(&self.id).map(|open| open.kind);
+            let admitted = !matches!(kind, Some(Kind::Silent | Kind::Client));
+            if admitted {
+                return Ok(());
+            }
+            if state.stats.operators < self.table.limits.operators {
+                state.set(self.id, Kind::Operator);
+                return Ok(());
+            }
+        }
+        self.admit_client()
+    }
+
     /// Counts it as a peer's, if there is room.
     pub(crate) fn admit_peer(&self) -> Result<(), Full> {
         self.admit(Kind::Peer, self.table.limits.peers, "peers")
@@ -328,8 +353,9 @@ impl Connection {
     fn admit(&self, kind: Kind, limit: usize, name: &'static str) -> Result<(), Full> {
         let mut state = self.table.state.lock();
         match state.open.get(&self.id).map(|open| open.kind) {
-            // A connection known as a peer's may carry requests of another kind.
+            // A connection known as a peer's or an operator's may carry requests of another kind.
             Some(Kind::Peer) | None => Ok(()),
+            Some(Kind::Operator) if kind == Kind::Client => Ok(()),
             Some(known) if known == kind => Ok(()),
             Some(_) => {
                 let leaving = if kind == Kind::Client { state.leaving } else { 0 };
@@ -371,8 +397,30 @@ mod tests {
     use super::*;
 
     fn table(silent: usize, clients: usize, peers: usize) -> Arc<Connections> {
-        let first_request = FIRST_REQUEST_TIMEOUT;
-        Connections::new(ConnectionLimits { silent, clients, peers, first_request })
+        let (operators, first_request) = (1, FIRST_REQUEST_TIMEOUT);
+        Connections::new(ConnectionLimits { silent, clients, operators, peers, first_request })
+    }
+
+    #[test]
+    fn clients_that_keep_their_places_keep_no_operator_out() {
+        let table = table(8, 1, 1);
+        let [client, second, operator, another] = [(); 4].map(|()| table.enter().0);
+        client.admit_client().unwrap();
+        let _asks = client.begin_request();
+        assert!(second.admit_client().is_err());
+        assert_eq!(operator.admit_operator(), Ok(()));
+        assert_eq!(operator.admit_operator(), Ok(()), "once is enough");
+        assert_eq!(operator.admit_client(), Ok(()), "an operator may ask what clients ask");
+        assert!(another.admit_operator().is_err(), "there is one place, and none of clients");
+        assert_eq!(table.stats().operators, 1);
+        table.leave(operator.id());
+        assert_eq!(another.admit_operator(), Ok(()));
+        // It takes no place of clients any more.
+        table.leave(another.id());
+        assert_eq!(client.admit_operator(), Ok(()));
+        assert_eq!(second.admit_client(), Ok(()));
+        let stats = table.stats();
+        assert_eq!((stats.clients, stats.operators), (1, 1));
     }
 
     #[test]
