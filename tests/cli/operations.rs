@@ -297,7 +297,7 @@ async fn a_node_that_nobody_knows_is_not_filled_and_one_is_told_what_to_do() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_checked_rolling_restart_ends_with_its_verdict() {
     let directory = TempDir::new().unwrap();
-    let load = super::super::input(directory.path(), 400);
+    let load = super::demo::input(directory.path(), 400);
     let small = ["rolling-restart", "--check", "--shards", "4", "--rate", "300", "--json"];
     let ended = run(&[&small[..], &["--load", &load]].concat()).await;
     assert_eq!(ended.code, 0, "{ended:?}");

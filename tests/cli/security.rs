@@ -185,7 +185,7 @@ async fn each_call_is_denied_to_all_callers_that_lack_its_right() {
         let own = name
             .map(|name| (office.path(&format!("{name}.pem")), office.path(&format!("{name}.key"))));
         let credentials = Credentials::load(TlsFiles { ca: office.path("ca.pem"), own }).unwrap();
-        let security = Security { credentials: Some(credentials), token: None };
+        let security = Security::without_token(credentials);
         let endpoint = Endpoint::from_shared(format!("http://{}", servers.address(1))).unwrap();
         let channel = security.now(&endpoint, None).await.unwrap();
         for path in METHODS.iter().copied().chain(["/grpc.health.v1.Health/Check"]) {
