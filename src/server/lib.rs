@@ -208,9 +208,7 @@ impl Server {
         tokio::spawn(state_health::follow(host.clone(), state.health(), room));
         tokio::spawn(space::watch(host.clone(), config.data_dir.clone()));
         tokio::spawn(reopening::follow(host.clone(), Arc::downgrade(&state)));
-        if config.repair {
-            tokio::spawn(repair::follow(host.clone(), Arc::downgrade(&state)));
-        }
+        tokio::spawn(repair::follow(host.clone(), Arc::downgrade(&state), config.repair));
         let own = || Arc::new(Drains::new(host));
         let drains = system.as_ref().map_or_else(own, |system| Arc::clone(system.drains()));
         let own = |spec: &GroupSpec| spec.membership.replica_on(host.node_id()).is_some();

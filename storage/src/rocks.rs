@@ -7,6 +7,7 @@
 //! | `recovery` | builds the index when a store is opened |
 //! | `index` | the state of each group in memory |
 //! | `writing`, `reading` | from drafts to a batch; entries while the writer continues |
+//! | `descriptors` | waits until RocksDB can open the files that a write may need |
 //! | `keys`, `values`, `options` | the layout of keys and values, and the settings of RocksDB |
 //!
 //! What costs is the sync and the number of keys, not the bytes: a batch is one write with one
@@ -18,6 +19,7 @@
 
 mod boot;
 mod crc32c;
+mod descriptors;
 #[cfg(feature = "testing")]
 pub(crate) mod fuzz;
 mod identity;
@@ -250,6 +252,7 @@ impl LogStore for RocksStore {
     }
 
     fn write(&self, batch: &LogBatch) -> Result<(), LogError> {
+        descriptors::wait_for_some(self.directory.path());
         let mut writer = self.writer.lock();
         if writer.poisoned {
             return Err(LogError::Poisoned);

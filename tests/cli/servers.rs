@@ -1,6 +1,6 @@
 //! Servers from configuration files, on addresses of their own, with what they log.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::Write;
@@ -10,7 +10,7 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
@@ -19,6 +19,17 @@ use super::process::{Ended, run, signal};
 
 /// Longer than anything takes on a busy machine.
 const TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Sets the soft limit of open files of a process, which may have ended.
+#[allow(dead_code, reason = "only some tests need it")]
+fn limit_files(process: u32, current: impl FnOnce(Option<u64>) -> Option<u64>) {
+    let id = process.try_into().ok().and_then(Pid::from_raw);
+    let limits = std::fs::read_to_string(format!("/proc/{process}/limits")).unwrap_or_default();
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap_or_default();
+    let maximum = line.split_whitespace().nth(4).and_then(|hard| hard.parse().ok());
+    let limit = Rlimit { current: current(maximum), maximum };
+    drop(prlimit(id, Resource::Nofile, limit));
+}
 
 /// Clusters of this process so far: each has addresses of its own.
 static CLUSTERS: AtomicU64 = AtomicU64::new(0);
@@ -148,6 +159,26 @@ impl Servers {
     #[allow(dead_code, reason = "only some tests need it")]
     pub fn process(&self, node: u64) -> Option<u32> {
         self.running.get(&node)?.id()
+    }
+
+    /// Lets a node open only so many files more than it has open.
+    #[allow(dead_code, reason = "only some tests need it")]
+    pub fn allow_more_files(&self, node: u64, more: usize) {
+        let Some(process) = self.process(node) else { return };
+        let files = std::fs::read_dir(format!("/proc/{process}/fd")).into_iter().flatten();
+        let number = |file: std::fs::DirEntry| file.file_name().to_str()?.parse().ok();
+        let open: BTreeSet<u64> = files.filter_map(|file| number(file.ok()?)).collect();
+        // The limit is one of numbers, and a new file gets the lowest that is free.
+        let first_too_many = (0..).filter(|number| !open.contains(number)).nth(more);
+        limit_files(process, |_| first_too_many);
+    }
+
+    /// Lets it open as many again as it may have at most.
+    #[allow(dead_code, reason = "only some tests need it")]
+    pub fn allow_files(&self, node: u64) {
+        if let Some(process) = self.process(node) {
+            limit_files(process, |maximum| maximum);
+        }
     }
 
     /// How a node ended, if it did.

@@ -96,7 +96,7 @@ async fn is_serving(cluster: &Cluster, node: u64) -> bool {
 }
 
 /// A cluster whose node 1 leads everything under writes.
-async fn led_by_one(test: &str, bytes: usize) -> Option<(Cluster, Writer, Client)> {
+pub async fn led_by_one(test: &str, bytes: usize) -> Option<(Cluster, Writer, Client)> {
     let mut cluster = Cluster::new(test, 3, TABLES, QUEUES).await?;
     let handing_over = ["--shutdown-timeout", "2"];
     cluster.nodes().for_each(|node| cluster.servers.start(node, &handing_over));
@@ -109,7 +109,7 @@ async fn led_by_one(test: &str, bytes: usize) -> Option<(Cluster, Writer, Client
 }
 
 /// Every shard is led by another node soon, and served.
-async fn others_take_over(cluster: &Cluster, client: &Client) {
+pub async fn others_take_over(cluster: &Cluster, client: &Client) {
     let began = Instant::now();
     let served = cluster.serves_all(client, SOON).await;
     let led = || async {

@@ -13,6 +13,7 @@ mod servers;
 mod chaos;
 mod clocks;
 mod cluster;
+mod descriptors;
 mod disks;
 mod machine;
 mod power;

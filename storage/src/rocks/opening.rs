@@ -49,6 +49,10 @@ pub(super) struct Directory {
 }
 
 impl Directory {
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Opens or creates the store in `path`. Whether something was cut from its log that may have
     /// been acknowledged is asked again at every opening until [`renew`](Self::renew) is called.
     pub fn open(

@@ -30,6 +30,10 @@ pub enum StateDbError {
     /// same works when that is over.
     #[error("the state waits while {action}: {message}")]
     Passing { action: &'static str, message: String },
+    /// A flush or a compaction found no file descriptor, which RocksDB keeps: it writes nothing more
+    /// before the cell is opened anew. Nothing was changed; the same works then.
+    #[error("the state waits while {action}, until a part of it is opened anew: {message}")]
+    Halted { action: &'static str, message: String },
     /// A copy of state would take room that the log needs. Nothing was changed, or what a restore cleared
     /// waits for it; the same works when there is room.
     #[error(
@@ -116,6 +120,8 @@ impl StateDbError {
                 Self::Damaged { action, message }
             } else if message.contains(NO_SPACE) || (is_read(action) && message.contains(NO_FILE)) {
                 Self::Passing { action, message }
+            } else if message.contains(NO_FILE) {
+                Self::Halted { action, message }
             } else {
                 Self::Io { action, message }
             }
@@ -187,6 +193,7 @@ impl From<StateDbError> for ApplyFault {
         match error {
             // After a failure of the disk the host stops, and does not park every group first.
             StateDbError::Passing { .. }
+            | StateDbError::Halted { .. }
             | StateDbError::NoRoom { .. }
             | StateDbError::Io { .. } => Self::passing(error),
             // Nothing of it shows that the disk did it: where a program is wrong, its peers are, too.

@@ -80,7 +80,12 @@ fn flush(cells: &Cells, all: bool) {
         }
         match cell.shared.flush() {
             // The host was notified, once.
-            Ok(()) | Err(StateDbError::Passing { .. } | StateDbError::Io { .. }) => {}
+            Ok(())
+            | Err(
+                StateDbError::Passing { .. }
+                | StateDbError::Halted { .. }
+                | StateDbError::Io { .. },
+            ) => {}
             Err(error) => error!(%error, "the state of the shards could not be made durable"),
         }
     }

@@ -50,7 +50,7 @@ impl Health {
                 let other = waiting.values().next().cloned();
                 other.map_or(StateHealth::Well, StateHealth::Waits)
             }
-            Err(error @ StateDbError::Passing { .. }) => {
+            Err(error @ (StateDbError::Passing { .. } | StateDbError::Halted { .. })) => {
                 waiting.insert(cell, error.clone());
                 StateHealth::Waits(error.clone())
             }

@@ -10,6 +10,7 @@
 //! [`durable_index`]: shardhost_groups::machine::StateMachine::durable_index
 
 mod cells;
+mod descriptors;
 mod error;
 mod flusher;
 mod group;
@@ -174,6 +175,12 @@ impl StateDb {
         self.cells.common().damaged()
     }
 
+    /// The cells that write nothing before they are opened anew: [`StateDb::reopen`] one.
+    #[must_use]
+    pub fn halted_cells(&self) -> watch::Receiver<BTreeSet<usize>> {
+        self.cells.common().halted()
+    }
+
     /// The cell that holds the state of a group.
     #[must_use]
     pub fn cell_of(&self, group: GroupId) -> usize {
@@ -230,7 +237,31 @@ impl StateDb {
         let salvage = |path: &Path| salvage::salvage(path, groups, options, pools, disk);
         let salvaged = self.cells.mend(cell, salvage)?;
         self.cells.common().unmark_damaged(cell);
+        self.cells.common().unmark_halted(cell);
         Ok(salvaged)
+    }
+
+    /// Whether there are the descriptors to open a cell anew. To be asked before its replicas are
+    /// closed. Blocks for the disk.
+    ///
+    /// # Errors
+    /// [`StateDbError::Passing`].
+    pub fn has_descriptors(&self) -> Result<(), StateDbError> {
+        descriptors::are_free(&self.path)
+    }
+
+    /// Opens a cell anew. The machines of its groups must be dropped; they stand afterwards where
+    /// they were durable. Blocks for the disk.
+    ///
+    /// # Errors
+    /// [`StateDbError::Busy`] when a machine is open; [`StateDbError::Passing`] and any other: try
+    /// again.
+    pub fn reopen(&self, cell: usize) -> Result<(), StateDbError> {
+        self.has_descriptors()?;
+        self.cells.mend(cell, |_| Ok(()))?;
+        // One that was damaged, too, was not opened.
+        self.cells.common().unmark_halted(cell);
+        Ok(())
     }
 
     /// Counts finished flushes: when it moved, durable positions may have moved.

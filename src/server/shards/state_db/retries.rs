@@ -1,4 +1,4 @@
-//! When a cell is flushed again whose flush failed for want of space or descriptors.
+//! When a cell is flushed again whose flush failed for want of space.
 //!
 //! RocksDB recovers on a thread of its library: it waits until no flush of the database is in
 //! progress, and then flushes. All cells share one thread for flushes, on which a failed one takes

@@ -66,7 +66,9 @@ pub(crate) struct Common {
     retries: Mutex<Retries>,
     /// Cells in which damage was found.
     damaged: watch::Sender<BTreeSet<usize>>,
-    /// Of these, those that are not recovered, and why.
+    /// Cells that write nothing before they are opened anew.
+    halted: watch::Sender<BTreeSet<usize>>,
+    /// Of both, those that are not recovered, and why.
     unrecovered: Mutex<BTreeMap<usize, String>>,
     pub(crate) disk: Disk,
 }
@@ -86,6 +88,7 @@ impl Common {
             health: Health::default(),
             retries: Mutex::default(),
             damaged: watch::Sender::new(BTreeSet::new()),
+            halted: watch::Sender::new(BTreeSet::new()),
             unrecovered: Mutex::default(),
             disk: Disk::default(),
         }
@@ -106,6 +109,20 @@ impl Common {
 
     pub(crate) fn damaged(&self) -> watch::Receiver<BTreeSet<usize>> {
         self.damaged.subscribe()
+    }
+
+    fn mark_halted(&self, cell: usize) {
+        self.halted.send_if_modified(|halted| halted.insert(cell));
+    }
+
+    /// The cell was opened anew.
+    pub(crate) fn unmark_halted(&self, cell: usize) {
+        self.unrecovered.lock().remove(&cell);
+        self.halted.send_if_modified(|halted| halted.remove(&cell));
+    }
+
+    pub(crate) fn halted(&self) -> watch::Receiver<BTreeSet<usize>> {
+        self.halted.subscribe()
     }
 
     /// Says why a damaged cell is not recovered; whether nothing was said of it before.
@@ -286,6 +303,7 @@ impl Shared {
                 tracing::error!(cell = self.cell, %error, "a part of the state is damaged");
                 self.common.mark_damaged(self.cell);
             }
+            Err(StateDbError::Halted { .. }) => self.common.mark_halted(self.cell),
             _ => {}
         }
     }
