@@ -140,7 +140,8 @@ fn short(nodes: &[&HostStatus], answering: &BTreeSet<u64>) -> Vec<String> {
     by_node.iter().map(line).collect()
 }
 
-/// The groups with fewer voters than they were created with, and how each gets one more. Two nodes may
+/// The groups with fewer voters than they were created with, or than their rules ask for, and how each gets one
+/// more. Two nodes may
 /// both take themselves for the leader for a moment.
 fn shrunk(nodes: &[&HostStatus]) -> Vec<String> {
     let all = || nodes.iter().filter_map(|status| status.shrunk.as_ref());
@@ -159,6 +160,12 @@ fn shrunk(nodes: &[&HostStatus]) -> Vec<String> {
 
 fn shrunk_line(shrunk: &ShrunkGroup) -> String {
     let ShrunkGroup { group, voters, created_with, .. } = shrunk;
+    if shrunk.ruled {
+        return format!(
+            "group {group} has {voters} voters, and its rule asks for {created_with}: `shardhost replicas status --why \
+             {group}` says what becomes of it"
+        );
+    }
     let way_out = match (shrunk.incoming_node, shrunk.learner_node, shrunk.absent_node) {
         (0, 0, 0) => format!("`shardhost member add {group} NODE` adds one"),
         (0, 0, node) => format!("`shardhost member add {group} {node}` adds one"),
@@ -305,9 +312,12 @@ mod tests {
             incoming_node,
             learner_node,
             absent_node,
+            ruled: false,
         };
         let first = vec![shrunk(7, 0, 0, 3), shrunk(8, 0, 3, 0), shrunk(9, 3, 3, 0)];
-        let groups = Some(ShrunkGroups { count: 5, first });
+        let ruled = ShrunkGroup { ruled: true, created_with: 5, ..shrunk(10, 4, 4, 0) };
+        let first = first.into_iter().chain([ruled]).collect();
+        let groups = Some(ShrunkGroups { count: 6, first });
         let status = HostStatus { node: 1, shrunk: groups, ..HostStatus::default() };
         let found = findings([&status].into_iter(), &Silent::new(), None);
         let told = "has 2 voters, and was created with 3:";
@@ -317,6 +327,9 @@ mod tests {
                 format!("group 7 {told} `shardhost member add 7 3` adds one"),
                 format!("group 8 {told} `shardhost member promote 8 3` gives its learner a vote"),
                 format!("group 9 {told} the addition of node 3 is under way"),
+                "group 10 has 2 voters, and its rule asks for 5: `shardhost replicas status --why 10` says what becomes \
+                 of it"
+                    .to_owned(),
                 "2 more groups have fewer voters than they were created with; see `shardhost member \
                  list`"
                     .to_owned(),

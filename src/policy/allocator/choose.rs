@@ -257,7 +257,8 @@ impl<'a> Work<'a> {
         self.count(held.group, step.old(), step.new_node());
         self.changing.insert(held.group);
         let alone = || held.voters().count() < LEAST_VOTERS;
-        let urgent = reason == Reason::Gone || reason == Reason::Missing && alone();
+        let votes = matches!(step, Step::Add { learner: false, .. });
+        let urgent = reason == Reason::Gone || votes && alone();
         let group = held.group;
         self.choice.changes.push(Change { group, step, reason, urgent, instead_of: None });
     }

@@ -10,7 +10,7 @@ use shardhost_storage::convert::membership_to_message;
 use shardhost_storage::{Doubt, Membership};
 
 use shardhost::host::Host;
-use shardhost_policy::catalog::{GroupState, View};
+use shardhost_policy::catalog::{GroupState, View, rule_of};
 
 /// Failed replicas that a node names at most in its status.
 const MAX_FAILED_SHOWN: usize = 10;
@@ -74,13 +74,16 @@ pub(super) fn short_voters(
     short.into_iter().map(of_node).collect()
 }
 
-/// The groups that are led here and have fewer voters than the catalog had them created with.
+/// The groups that are led here and have fewer voters than their rules ask for, or, without one, than the catalog
+/// had them created with.
 pub(super) fn shrunk(statuses: &[Arc<GroupStatus>], view: &View) -> wire::ShrunkGroups {
     let led = statuses.iter().filter(|status| status.is_leader());
+    let rules = &view.settings().rules;
     let shrunk = led.filter_map(|status| {
         let known = view.groups().get(&status.id)?;
+        let ruled = rule_of(rules, known).and_then(|rule| rule.voters);
         (known.state == GroupState::Active)
-            .then(|| shrunk_group(status.id, &status.membership, &known.founders))?
+            .then(|| shrunk_group(status.id, &status.membership, &known.founders, ruled))?
     });
     let mut first: Vec<wire::ShrunkGroup> = shrunk.collect();
     first.sort_unstable_by_key(|shrunk| shrunk.group);
@@ -89,16 +92,20 @@ pub(super) fn shrunk(statuses: &[Arc<GroupStatus>], view: &View) -> wire::Shrunk
     wire::ShrunkGroups { count, first }
 }
 
-/// What a group lacks that was created on these nodes; `None`: no voter.
+/// What a group lacks that was created on these nodes, and is to have so many voters by its rule; `None`: no
+/// voter.
 fn shrunk_group(
     group: GroupId,
     membership: &Membership,
     founders: &[NodeId],
+    ruled: Option<u32>,
 ) -> Option<wire::ShrunkGroup> {
     let voters = membership.voters().count();
-    if voters >= founders.len() {
+    let wanted = ruled.map_or(founders.len(), |voters| voters as usize);
+    if voters >= wanted {
         return None;
     }
+    let founders = if ruled.is_some() { &[] } else { founders };
     let members: BTreeSet<NodeId> = membership.members.values().map(|one| one.node).collect();
     let incoming = membership.incoming.as_ref();
     let incoming = incoming.and_then(|incoming| membership.members.get(&incoming.replica));
@@ -107,10 +114,11 @@ fn shrunk_group(
     Some(wire::ShrunkGroup {
         group: group.get(),
         voters: count(voters),
-        created_with: count(founders.len()),
+        created_with: count(wanted),
         incoming_node: number(incoming.map(|member| member.node)),
         learner_node: number(membership.learners().map(|(_, node)| node).min()),
         absent_node: number(founders.iter().copied().find(|node| !members.contains(node))),
+        ruled: ruled.is_some(),
     })
 }
 
@@ -250,7 +258,7 @@ mod tests {
     fn a_group_with_fewer_voters_than_at_first_is_shrunk() {
         let founders = [1, 2, 3].map(NodeId::must);
         let group = GroupId::new(7);
-        let of = |voters: &[u64], learners: &[u64]| {
+        let ruled = |voters: &[u64], learners: &[u64], ruled| {
             let all = voters.iter().map(|node| (node, true));
             let all = all.chain(learners.iter().map(|node| (node, false)));
             let members = all.map(|(node, voter)| {
@@ -259,8 +267,9 @@ mod tests {
                 (ReplicaId::must(*node), member)
             });
             let membership = Membership { members: members.collect(), ..Membership::default() };
-            shrunk_group(group, &membership, &founders)
+            shrunk_group(group, &membership, &founders, ruled)
         };
+        let of = |voters, learners| ruled(voters, learners, None);
         assert_eq!(of(&[1, 2, 3], &[]), None);
         assert_eq!(of(&[1, 2, 4], &[5]), None, "as many, elsewhere");
         let removed = of(&[1, 2], &[]).unwrap();
@@ -268,5 +277,8 @@ mod tests {
         assert_eq!((removed.absent_node, removed.learner_node, removed.incoming_node), (3, 0, 0));
         let demoted = of(&[1, 2], &[3]).unwrap();
         assert_eq!((demoted.absent_node, demoted.learner_node), (0, 3));
+        assert_eq!(ruled(&[1], &[], Some(1)), None, "its rule asks for one");
+        let growing = ruled(&[1, 2, 3], &[], Some(5)).unwrap();
+        assert_eq!((growing.voters, growing.created_with, growing.ruled), (3, 5, true));
     }
 }
