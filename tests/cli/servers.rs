@@ -28,7 +28,9 @@ fn limit_files(process: u32, current: impl FnOnce(Option<u64>) -> Option<u64>) {
     let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap_or_default();
     let maximum = line.split_whitespace().nth(4).and_then(|hard| hard.parse().ok());
     let limit = Rlimit { current: current(maximum), maximum };
-    drop(prlimit(id, Resource::Nofile, limit));
+    if let Err(error) = prlimit(id, Resource::Nofile, limit) {
+        println!("the limit of process {process} stays as it is: {error}");
+    }
 }
 
 /// Clusters of this process so far: each has addresses of its own.
