@@ -9,7 +9,7 @@ use shardhost_groups::{HostFault, RequirementMode};
 use tokio::sync::watch;
 
 use crate::disk_space::DiskSpace;
-use crate::shards::StateHealth;
+use crate::shards::{StateHealth, files_are_free};
 use shardhost::host::Host;
 
 /// The name under which the host is impaired.
@@ -76,7 +76,8 @@ pub(super) async fn follow(host: Host, mut health: watch::Receiver<StateHealth>,
     }
 }
 
-/// Whether a file can be made and written where the state stands, and there is as much room as it needs.
+/// Whether a file can be made and written where the state stands, as many can be opened as a part of it
+/// takes that is opened anew, and there is as much room as it needs.
 async fn has_room(room: Room) -> bool {
     let probed = tokio::task::spawn_blocking(move || room.is_there()).await;
     matches!(probed, Ok(Ok(true)))
@@ -85,6 +86,9 @@ async fn has_room(room: Room) -> bool {
 impl Room {
     fn is_there(&self) -> io::Result<bool> {
         probe(&self.directory)?;
+        if files_are_free(&self.directory).is_err() {
+            return Ok(false);
+        }
         Ok(DiskSpace::of(&self.directory)?.free >= self.bytes)
     }
 }
@@ -104,6 +108,10 @@ fn probe(directory: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
+
+    use shardhost_storage::testing::process::{is_alone, limit_files};
+
     use super::*;
 
     #[test]
@@ -121,5 +129,22 @@ mod tests {
         let room = |bytes| Room { directory: directory.path().to_owned(), bytes };
         assert!(room(0).is_there().unwrap());
         assert!(!room(free * 2).is_there().unwrap(), "a file of a MiB would fit");
+    }
+
+    /// A part of the state that lacked descriptors is opened anew only when there are enough.
+    #[test]
+    fn there_is_no_room_where_few_files_can_be_opened() {
+        if !is_alone(module_path!(), "there_is_no_room_where_few_files_can_be_opened") {
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let room = Room { directory: directory.path().to_owned(), bytes: 0 };
+        assert!(room.is_there().unwrap());
+        let next = std::fs::File::open(directory.path()).unwrap();
+        let before = limit_files(u64::try_from(next.as_raw_fd()).unwrap() + 5);
+        probe(directory.path()).unwrap();
+        assert!(!room.is_there().unwrap(), "a file can be made, and no more than a few");
+        limit_files(before);
+        assert!(room.is_there().unwrap());
     }
 }

@@ -29,6 +29,7 @@ pub mod time;
 
 pub use codec::DecodeError;
 pub use queue::QueueMachine;
+pub(crate) use state_db::files_are_free;
 pub use state_db::{Salvaged, StateDb, StateDbError, StateDbOptions, StateHealth};
 pub use table::TableMachine;
 pub use time::ShardTimes;

@@ -14,6 +14,8 @@
 //! What goes wrong and when depends on the seed only; what the processes make of it on the machine, too. A run
 //! that fails keeps the data directories.
 
+mod damage;
+mod flood;
 mod load;
 mod mute;
 mod plan;
@@ -31,6 +33,8 @@ use shardhost_client::Client;
 use crate::cluster::Cluster;
 use crate::road::Road;
 use crate::shim::{Effect, Operations, Slot};
+use damage::Damages;
+use flood::Flood;
 use load::Load;
 use mute::Mute;
 use plan::{Kind, Plan, Step};
@@ -136,7 +140,13 @@ fn words_of(panic: &(dyn std::any::Any + Send)) -> String {
 struct Active {
     step: Step,
     until: Instant,
-    mute: Option<Mute>,
+    clients: Option<Clients>,
+}
+
+/// Clients that are no good, until this is dropped.
+enum Clients {
+    Mute(#[expect(dead_code, reason = "it is held")] Mute),
+    Flood(#[expect(dead_code, reason = "it is held")] Flood),
 }
 
 struct Chaos {
@@ -150,6 +160,7 @@ struct Chaos {
     was_full: BTreeSet<u64>,
     /// Nodes whose drain is yet to be ended.
     drained: BTreeSet<u64>,
+    damages: Damages,
     began: Instant,
 }
 
@@ -171,6 +182,7 @@ impl Chaos {
             excused: BTreeSet::new(),
             was_full: BTreeSet::new(),
             drained: BTreeSet::new(),
+            damages: Damages::default(),
             began: Instant::now(),
         }
     }
@@ -229,20 +241,26 @@ impl Chaos {
 
     async fn begin(&mut self, step: Step, control: &Client) {
         self.say(&format!("begins: {step}"));
-        let mut mute = None;
+        let mut clients = None;
         let node = step.node;
         match step.kind {
             Kind::Kill => self.cluster.servers.kill(node).await,
             Kind::Power => self.lose_power(&step).await,
             Kind::Stop => self.cluster.servers.signal(node, Signal::STOP),
             Kind::Cut => self.cut(&step),
-            Kind::MuteClients => mute = Some(self.mute(node, control).await),
+            Kind::MuteClients => clients = Some(Clients::Mute(self.mute(node, control).await)),
             Kind::Transfer => self.transfer(&step).await,
             Kind::Drain => self.drain(node).await,
+            Kind::Damage => self.damage(&step).await,
+            Kind::Descriptors => self.take_descriptors(&step),
+            Kind::Flood => {
+                let flood = Flood::connect(self.cluster.servers.address(node)).await;
+                clients = Some(Clients::Flood(flood));
+            }
             _ => self.lie(&step),
         }
         let until = Instant::now() + step.hold;
-        self.active.push(Active { step, until, mute });
+        self.active.push(Active { step, until, clients });
     }
 
     /// One host loses power, or all of them at one moment.
@@ -256,6 +274,25 @@ impl Chaos {
 
     fn without_power(&self, step: &Step) -> Vec<u64> {
         if step.takes_all() { self.cluster.nodes().collect() } else { vec![step.node] }
+    }
+
+    /// The host is down while a block of its state is damaged: what it holds in memory hides it.
+    async fn damage(&mut self, step: &Step) {
+        let (node, state) = (step.node, self.cluster.state(step.node));
+        self.cluster.servers.kill(node).await;
+        let damaged = self.damages.damage(&state, step.variant);
+        self.cluster.faults(node).forget();
+        self.cluster.servers.start(node, &[]);
+        self.say(&match damaged {
+            Some(file) => format!("damaged: {}", file.display()),
+            None => format!("node {node} has no table left to be damaged"),
+        });
+    }
+
+    /// No file can be opened, or only a few.
+    fn take_descriptors(&self, step: &Step) {
+        let more = (step.variant as usize % 4) * 2;
+        self.cluster.servers.allow_more_files(step.node, more);
     }
 
     /// What the shim does.
@@ -358,7 +395,7 @@ impl Chaos {
             tokio::time::sleep_until(active.until.into()).await;
             self.nobody_ended()?;
             self.end(&active.step).await;
-            drop(active.mute);
+            drop(active.clients);
             self.say(&format!("ends: {} at node {}", active.step.kind.name(), active.step.node));
         }
         Ok(())
@@ -384,7 +421,12 @@ impl Chaos {
             Kind::StateHangs | Kind::StateFull => self.cluster.faults(node).heal(Slot::State),
             Kind::LogFails => self.end_failure(node, Slot::Log).await,
             Kind::StateFails => self.end_failure(node, Slot::State).await,
-            Kind::MuteClients | Kind::Transfer | Kind::Drain => {}
+            Kind::Damage => {
+                let address = self.cluster.servers.address(node);
+                damage::read_all(address, self.cluster.groups()).await;
+            }
+            Kind::Descriptors => self.cluster.servers.allow_files(node),
+            Kind::MuteClients | Kind::Transfer | Kind::Drain | Kind::Flood => {}
         }
     }
 

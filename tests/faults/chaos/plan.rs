@@ -25,10 +25,13 @@ pub enum Kind {
     MuteClients,
     Transfer,
     Drain,
+    Damage,
+    Descriptors,
+    Flood,
 }
 
 impl Kind {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 18] = [
         Self::Kill,
         Self::Power,
         Self::Stop,
@@ -44,6 +47,9 @@ impl Kind {
         Self::MuteClients,
         Self::Transfer,
         Self::Drain,
+        Self::Damage,
+        Self::Descriptors,
+        Self::Flood,
     ];
 
     pub const fn name(self) -> &'static str {
@@ -63,6 +69,9 @@ impl Kind {
             Self::MuteClients => "mute-clients",
             Self::Transfer => "transfer",
             Self::Drain => "drain",
+            Self::Damage => "damage",
+            Self::Descriptors => "descriptors",
+            Self::Flood => "flood",
         }
     }
 

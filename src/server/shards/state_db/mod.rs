@@ -39,6 +39,7 @@ use tokio::sync::watch;
 use tracing::error;
 
 use self::cells::Cells;
+pub(crate) use self::descriptors::are_free as files_are_free;
 pub use self::error::StateDbError;
 use self::flusher::{Flusher, SIGNALS};
 pub(crate) use self::group::{GroupState, Scan};
