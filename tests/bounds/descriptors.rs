@@ -8,12 +8,19 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::host::{Host, open_files};
+use super::needs::{Need, are_there};
 
 /// Open files that the host is allowed.
 const LIMIT: usize = 256;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_that_say_nothing_end_and_keep_nobody_out() {
+    if !are_there(
+        "connections_that_say_nothing_end_and_keep_nobody_out",
+        &[Need::Limits, Need::Proc],
+    ) {
+        return;
+    }
     let directory = TempDir::new().unwrap();
     let mut host = Host::start(directory.path(), &format!("ulimit -n {LIMIT};"), "error");
     let mut idle = Vec::new();
@@ -43,6 +50,12 @@ async fn connections_that_say_nothing_end_and_keep_nobody_out() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_limit_of_open_files_is_raised_as_far_as_the_system_allows() {
+    if !are_there(
+        "the_limit_of_open_files_is_raised_as_far_as_the_system_allows",
+        &[Need::Limits, Need::Proc],
+    ) {
+        return;
+    }
     let directory = TempDir::new().unwrap();
     let host = Host::start(directory.path(), "ulimit -Sn 128; ulimit -Hn 640;", "error");
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", host.process())).unwrap();

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use shardhost_client::security::channel::Security;
 use shardhost_client::{Client, ClientOptions};
 
 /// Longer than anything takes on a busy machine.
@@ -18,6 +19,7 @@ pub const TIMEOUT: Duration = Duration::from_secs(60);
 pub struct Host {
     child: Child,
     pub address: String,
+    security: Security,
     /// No one reads it unless a test does.
     pub stderr: Option<ChildStderr>,
 }
@@ -36,6 +38,14 @@ impl Host {
         Self::of(command.arg("--config").arg(path).spawn().unwrap())
     }
 
+    /// Starts it with these flags, for a client with these certificates, and waits until it serves.
+    pub fn secured(data_dir: &Path, before: &str, flags: &[&str], security: Security) -> Self {
+        let mut command = serving(data_dir, before, "error");
+        let mut host = Self::of(command.args(flags).spawn().unwrap());
+        host.security = security;
+        host
+    }
+
     fn of(mut child: Child) -> Self {
         let stdout = child.stdout.take().unwrap();
         let (sender, line) = mpsc::channel();
@@ -45,7 +55,8 @@ impl Host {
             drop(sender.send(line));
         });
         let stderr = child.stderr.take();
-        let mut host = Self { child, address: String::new(), stderr };
+        let security = Security::default();
+        let mut host = Self { child, address: String::new(), security, stderr };
         let line = line.recv_timeout(TIMEOUT).expect("it starts in time");
         let started: Value = serde_json::from_str(&line).expect("it says that it serves");
         host.address = started["address"].as_str().unwrap().to_owned();
@@ -65,7 +76,8 @@ impl Host {
     }
 
     pub async fn client(&self) -> Client {
-        Client::connect([self.address.clone()], ClientOptions::default()).await.unwrap()
+        let options = ClientOptions { security: self.security.clone(), ..ClientOptions::default() };
+        Client::connect([self.address.clone()], options).await.unwrap()
     }
 
     /// Writes and reads through a new connection.

@@ -16,6 +16,8 @@ const QUEUES: u64 = 8;
 
 async fn start(directory: &TempDir) -> (Server, String) {
     let mut config = ServerConfig::alone(directory.path().to_owned());
+    // Another host of this machine may have the usual port.
+    config.listen = "127.0.0.1:0".parse().unwrap();
     config.shards.tables = 2;
     config.shards.queues = QUEUES;
     // Nothing but what a test does is in a log.

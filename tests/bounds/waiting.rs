@@ -15,6 +15,7 @@ use tonic::Streaming;
 use tonic::transport::Channel;
 
 use super::host::{Host, TIMEOUT, peak_memory, resident_memory};
+use super::needs::{Need, are_there};
 
 const CLIENT_MEMORY_MIB: usize = 96;
 /// What may come in addition: requests in the windows of a connection, and what the allocator keeps.
@@ -74,6 +75,10 @@ async fn with_long_answers(host: &mut Host) -> u64 {
 /// loses its connection: before that, the host has taken from it all that it may.
 #[tokio::test(flavor = "multi_thread")]
 async fn many_small_reads_that_wait_take_no_more_memory_than_clients_may() {
+    if !are_there("many_small_reads_that_wait_take_no_more_memory_than_clients_may", &[Need::Proc])
+    {
+        return;
+    }
     let directory = TempDir::new().unwrap();
     let memory = format!("node = 1\nalone = true\nclient-memory-mib = {CLIENT_MEMORY_MIB}\n");
     let mut host = Host::configured(directory.path(), &memory);

@@ -1,5 +1,6 @@
-//! Notes which tests ran, and which this machine cannot run: a test that is skipped passes, and
-//! would not be noticed. `.ci/run` shows the notes afterwards.
+//! Notes which tests ran that need something of the machine, and which this machine cannot run: a test that
+//! is skipped passes, and would not be noticed. `.ci/run` shows the notes afterwards. Of these suites, and of
+//! tests/bounds.
 
 use std::fs::File;
 use std::io::Write;
