@@ -1,5 +1,5 @@
-//! The allocator at work, on the leader of the system group: every second it is shown who answers and which
-//! replicas are where, and its orders go to the leaders of their groups.
+//! The allocator at work, on the leader of the system group: every second, and while changes wait for others
+//! whenever some ended, it is shown who answers and which replicas are where, and its orders go to the leaders of their groups.
 //!
 //! It decides; this module moves its inputs and messages.
 
@@ -20,6 +20,10 @@ use shardhost_policy::catalog::View;
 
 /// Between two passes.
 const PASS_EVERY: Duration = Duration::from_secs(1);
+/// Between two passes at least, while changes wait for others to end.
+const PASS_SOONER: Duration = Duration::from_millis(200);
+/// Passes take at most this part of the time then, so that a large catalog keeps no core busy.
+const PART_OF_TIME: u32 = 10;
 
 /// The allocator of this host's leadership of the system group, shared with those who ask it.
 #[derive(Clone, Debug)]
@@ -49,19 +53,28 @@ pub(super) async fn allocate(inner: Weak<Inner>, planner_term: u64, lost: Cancel
 }
 
 async fn run(inner: Weak<Inner>, planner_term: u64, shared: Shared) {
-    let mut passes = tokio::time::interval(PASS_EVERY);
-    passes.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     // Bounded by the changes that may be under way.
     let mut sending = JoinSet::new();
+    let Some(mut views) = inner.upgrade().map(|inner| inner.view.subscribe()) else { return };
+    let (mut next, mut soonest, mut has_more) = (Instant::now(), Instant::now(), false);
     loop {
         tokio::select! {
-            _ = passes.tick() => {}
+            () = tokio::time::sleep_until(next.into()) => {}
             Some(_) = sending.join_next() => continue,
+            // The end of a change is one of the catalog.
+            Ok(()) = views.changed(), if has_more => {
+                next = next.min(soonest);
+                continue;
+            }
         }
+        let began = Instant::now();
+        next = began + PASS_EVERY;
         let Some(inner) = inner.upgrade() else { return };
-        let Some(view) = inner.view.borrow().clone() else { continue };
+        let Some(view) = views.borrow_and_update().clone() else { continue };
         let live = Arc::new(inner.host.live_nodes());
         let orders = pass(&inner, &view, &live, &shared).await;
+        soonest = began + PASS_SOONER.max(began.elapsed() * PART_OF_TIME);
+        has_more = shared.allocator.lock().has_more();
         if !orders.is_empty() {
             let own = inner.host.node_id();
             let asking = |change: Change| Asking::new(own, &view, &live, change);
@@ -114,15 +127,17 @@ struct Asking {
 }
 
 impl Asking {
-    /// The members are asked one after the other, those that answer first; each may name the leader. This
-    /// host leads the system group.
+    /// The members are asked one after the other, those that answer first; each may name the leader. The
+    /// one that gives its replica away is the first of them: if it leads it transfers, and names the next
+    /// leader. This host leads the system group.
     fn new(own: NodeId, view: &View, live: &BTreeSet<NodeId>, change: Change) -> Self {
         let Change { group, step, reason, instead_of, .. } = change;
         let members =
             view.groups().get(&group).map_or_else(Vec::new, |group| group.members().to_vec());
         let mut left: Vec<NodeId> = if group == SYSTEM_GROUP { vec![own] } else { members };
         left.retain(|node| reason != Reason::Gone || Some(*node) != step.old());
-        left.sort_by_key(|node| (live.contains(node), std::cmp::Reverse(*node)));
+        let gives = |node: NodeId| Some(node) == step.old();
+        left.sort_by_key(|node| (live.contains(node), gives(*node), std::cmp::Reverse(*node)));
         let gone = reason == Reason::Gone;
         Self { order: Replacement { group, step, gone, instead_of }, left }
     }
@@ -145,22 +160,35 @@ async fn send(inner: Arc<Inner>, planner_term: u64, orders: Vec<Asking>, shared:
     }
     // Each order has one node fewer to ask with every round.
     while !at.is_empty() {
-        let mut next: BTreeMap<NodeId, Vec<Asking>> = BTreeMap::new();
-        for (node, mut askings) in std::mem::take(&mut at) {
-            while !askings.is_empty() {
-                let rest = askings.split_off(askings.len().min(MAX_REPLACEMENTS));
-                let answers = ask(&inner, planner_term, node, &askings).await;
-                for asking in std::mem::replace(&mut askings, rest) {
-                    let group = asking.order.group;
-                    match answers.get(&group).cloned().unwrap_or(Replaced::Unknown) {
-                        Replaced::NotLeader(named) => ask_next(&mut next, asking, named, &shared),
-                        answer => note(&shared, asking.order, answer),
-                    }
-                }
+        // No node waits for the answers of another.
+        let asked = std::mem::take(&mut at).into_iter();
+        let asked = asked.map(|(node, askings)| ask_all(&inner, planner_term, node, askings));
+        for (asking, answer) in futures::future::join_all(asked).await.into_iter().flatten() {
+            match answer {
+                Replaced::NotLeader(named) => ask_next(&mut at, asking, named, &shared),
+                answer => note(&shared, asking.order, answer),
             }
         }
-        at = next;
     }
+}
+
+/// What a node answers to orders, as many at a time as it takes.
+async fn ask_all(
+    inner: &Arc<Inner>,
+    planner_term: u64,
+    node: NodeId,
+    mut askings: Vec<Asking>,
+) -> Vec<(Asking, Replaced)> {
+    let mut answered = Vec::new();
+    while !askings.is_empty() {
+        let rest = askings.split_off(askings.len().min(MAX_REPLACEMENTS));
+        let answers = ask(inner, planner_term, node, &askings).await;
+        answered.extend(std::mem::replace(&mut askings, rest).into_iter().map(|asking| {
+            let answer = answers.get(&asking.order.group).cloned().unwrap_or(Replaced::Unknown);
+            (asking, answer)
+        }));
+    }
+    answered
 }
 
 fn ask_next(
@@ -258,6 +286,12 @@ mod tests {
         let named = [None, Some(node(5)), Some(node(5)), None, None];
         let asked = named.map(|named| asking.next(named).map(NodeId::get));
         assert_eq!(asked, [Some(3), Some(5), Some(4), Some(2), None]);
+        // One that runs and gives its replica away is asked first: it may lead, and hand on.
+        let (step, reason) = (Step::Replace { old: node(5), new: node(6) }, Reason::Count);
+        let spread = Change { step, reason, ..change };
+        let mut asking = Asking::new(node(4), catalog.view(), &live, spread);
+        let named = [None, Some(node(4))];
+        assert_eq!(named.map(|named| asking.next(named)), [Some(node(5)), Some(node(4))]);
         let system = Change { group: SYSTEM_GROUP, ..change };
         let mut asking = Asking::new(node(4), catalog.view(), &live, system);
         assert_eq!([asking.next(None), asking.next(None)], [Some(node(4)), None]);

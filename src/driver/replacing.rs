@@ -132,18 +132,17 @@ impl Inner {
         }
     }
 
-    /// A leader that gives its replica away transfers first; the next order finds another leader.
+    /// A leader that gives its replica away transfers first, and names the next one, which is asked then.
     async fn hand_over(&self, group: &Group) -> Replaced {
         if self.planned_moves_are_stopped() {
             return Replaced::Refused("it leads, and planned moves are stopped".to_owned());
         }
         let (own, membership) = (self.host.node_id(), group.membership());
         let voters = membership.voters().map(|(_, node)| node).filter(|node| *node != own);
-        let why = match group.transfer_to_first_fit(voters, MAX_LAG).await {
-            Ok(moved) => format!("its leadership went to node {} first", moved.to),
-            Err(error) => error.to_string(),
-        };
-        Replaced::Refused(why)
+        match group.transfer_to_first_fit(voters, MAX_LAG).await {
+            Ok(moved) => Replaced::NotLeader(Some(moved.to)),
+            Err(error) => Replaced::Refused(error.to_string()),
+        }
     }
 
     /// The kill switch, of this host or of the cluster.

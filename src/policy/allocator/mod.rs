@@ -32,8 +32,13 @@ use crate::catalog::{
 
 /// Changes under way at most.
 pub const MAX_MOVING: usize = 256;
-/// Changes under way between nodes that run: they compete with users for disk and network.
-pub const MAX_SPREADING: usize = 8;
+/// Changes under way at most between nodes that run, at first: they compete with users for disk and network.
+/// While they end quickly there may be more, up to [`MAX_MOVING`].
+pub const MIN_SPREADING: usize = 8;
+/// One that took no longer makes room for one more.
+const QUICK_MS: u64 = 3_000;
+/// One that took longer halves the room.
+const SLOW_MS: u64 = 10_000;
 /// For how long an order whose outcome is unknown keeps its group from another one.
 const UNKNOWN_FOR_MS: u64 = 30_000;
 /// For how long a change may be under way before it is decided anew: the target may be gone.
@@ -112,6 +117,10 @@ pub struct Allocator {
     resting: BTreeMap<GroupId, Rest>,
     avoided: BTreeMap<(GroupId, NodeId), Avoided>,
     choice: Choice,
+    /// Changes between nodes that run that may be under way; `None`: as many as at first.
+    spreading: Option<usize>,
+    /// The last pass left changes out, for want of room.
+    has_more: bool,
     moved: u64,
     refused: u64,
 }
@@ -144,14 +153,16 @@ impl Allocator {
             #[cfg(test)]
             bug: None,
         });
-        let mut spread = spreading.count();
+        let (mut spread, most) = (spreading.count(), self.room_for_spreading());
         let orders = choice.changes.iter().map(|change| self.instead(*change));
         let orders = orders.filter(|change| {
             spread += usize::from(!change.urgent);
-            change.urgent || spread <= MAX_SPREADING
+            change.urgent || spread <= most
         });
         let orders: Vec<Change> =
             if settings.mode == PlannerMode::On { orders.collect() } else { Vec::new() };
+        let left_out = choice.waiting > 0 || orders.len() < choice.changes.len();
+        self.has_more = settings.mode == PlannerMode::On && left_out;
         for change in &orders {
             let moving = Moving { change: *change, ordered_ms: seen.now_ms, begun: false };
             self.moving.insert(change.group, moving);
@@ -160,6 +171,27 @@ impl Allocator {
         self.resting.retain(|group, rest| rest.until_ms > seen.now_ms || wanted.contains(group));
         self.choice = choice;
         orders
+    }
+
+    /// Whether changes wait for others to end.
+    #[must_use]
+    pub const fn has_more(&self) -> bool {
+        self.has_more
+    }
+
+    fn room_for_spreading(&self) -> usize {
+        self.spreading.unwrap_or(MIN_SPREADING)
+    }
+
+    /// A change between nodes that run took so long: small groups move by the dozen, and large ones, or those of
+    /// a cluster that is busy, a few at a time.
+    fn learn(&mut self, took_ms: u64) {
+        let room = self.room_for_spreading();
+        self.spreading = Some(match took_ms {
+            0..=QUICK_MS => (room + 1).min(MAX_MOVING),
+            SLOW_MS.. => (room / 2).max(MIN_SPREADING),
+            _ => room,
+        });
     }
 
     /// An order ended.
@@ -221,11 +253,13 @@ impl Allocator {
 
     /// Forgets changes that have ended, and those that take too long.
     fn settle(&mut self, seen: &Observation<'_>) {
-        let (mut moved, mut overdue) = (0, Vec::new());
+        let (mut moved, mut overdue, mut took) = (0, Vec::new(), Vec::new());
         self.moving.retain(|group, moving| {
             let Some(ended) = has_ended(seen, *group, moving.change.step) else { return false };
             if ended {
                 moved += 1;
+                let took_ms = seen.now_ms.saturating_sub(moving.ordered_ms);
+                took.extend((!moving.change.urgent).then_some(took_ms));
                 return false;
             }
             let allowed = if moving.begun { MOVING_FOR_MS } else { UNKNOWN_FOR_MS };
@@ -237,6 +271,7 @@ impl Allocator {
             new.is_none_or(|new| seen.live.contains(&new)) && !late
         });
         self.moved += moved;
+        took.into_iter().for_each(|took_ms| self.learn(took_ms));
         for key in overdue {
             let until_ms = seen.now_ms + AVOIDED_FOR_MS;
             self.avoided.insert(key, Avoided { until_ms, begun: true });

@@ -275,7 +275,7 @@ fn a_new_node_gets_its_part_once_all_have_run_for_a_while() {
         if changes.is_empty() {
             break;
         }
-        assert!(changes.len() <= MAX_SPREADING);
+        assert!(changes.len() <= MIN_SPREADING);
         total += changes.len();
         for change in &changes {
             assert_eq!(change.step.new_node(), Some(node(4)));
@@ -285,6 +285,47 @@ fn a_new_node_gets_its_part_once_all_have_run_for_a_while() {
         now += 1_000;
     }
     assert_eq!(total, 9, "a quarter of 36, and no more");
+}
+
+/// A thousand groups of three nodes, and a fourth one that is empty, when that is looked at.
+fn one_joins() -> (World, u64) {
+    let mut world = World::new(&["", "", ""]);
+    for number in 10..1_010 {
+        world.create(number, &[1, 2, 3], &[]);
+    }
+    world.pass_at(0);
+    world.add(4, "");
+    world.pass_at(1_000);
+    (world, REPLACE_AFTER / 2 + 1_000)
+}
+
+/// How many changes are ordered by passes this far apart, where all those of one have ended at the next.
+fn ordered(world: &mut World, from_ms: u64, apart_ms: &[u64]) -> Vec<usize> {
+    let (mut now, mut changes) = (from_ms, world.pass_at(from_ms));
+    let mut counts = vec![changes.len()];
+    for apart in apart_ms {
+        changes.iter().for_each(|change| world.swapped(change));
+        now += apart;
+        changes = world.pass_at(now);
+        counts.push(changes.len());
+    }
+    counts
+}
+
+#[test]
+fn replicas_that_move_quickly_move_by_the_dozen_and_those_that_take_long_a_few_at_a_time() {
+    let (mut world, now) = one_joins();
+    let apart = [QUICK_MS, QUICK_MS, QUICK_MS, SLOW_MS - 1, SLOW_MS];
+    assert_eq!(ordered(&mut world, now, &apart), [8, 16, 32, 64, 64, 8]);
+    assert!(world.allocator.has_more(), "others wait");
+}
+
+#[test]
+fn what_is_only_shown_waits_for_nothing() {
+    let (mut world, now) = one_joins();
+    world.set(PlannerMode::Shadow);
+    assert_eq!(world.pass_at(now), []);
+    assert!(!world.allocator.has_more());
 }
 
 #[test]
@@ -491,7 +532,7 @@ fn a_group_with_two_voters_is_completed_before_others_grow() {
     let changes = world.pass_at(0);
     assert_eq!(changes[0].group, group(30));
     assert!(changes[0].urgent);
-    assert_eq!(changes.len(), 1 + MAX_SPREADING);
+    assert_eq!(changes.len(), 1 + MIN_SPREADING);
 }
 
 /// A cluster that has grown gives its catalog more voters by a rule for group 0.
