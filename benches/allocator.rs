@@ -71,8 +71,9 @@ fn pass(
     now_ms: u64,
 ) -> Vec<Change> {
     let system = [1, 2, 3].map(NodeId::must).into();
-    let (system, system_learners) = (&system, &[][..]);
-    let seen = Observation { now_ms, view: catalog.view(), live, system, system_learners };
+    let (view, system, system_learners) = (catalog.view(), &system, &[][..]);
+    let impaired = &BTreeSet::new();
+    let seen = Observation { now_ms, view, live, impaired, system, system_learners };
     allocator.pass(black_box(&seen))
 }
 

@@ -11,7 +11,7 @@ use shardhost_proto::admin::{HostStatus, KnownNode, ListNodesRequest, RemoveNode
 use super::change::confirmed;
 use super::decommission::{self, DecommissionArguments};
 use super::ended::PARTLY;
-use super::output::{Column, number, table};
+use super::output::{Column, number, span, table};
 use super::reached::Reached;
 use super::target::{Target, in_time};
 
@@ -93,9 +93,10 @@ async fn list(target: &Target) -> anyhow::Result<ExitCode> {
     Ok(if whole { ExitCode::SUCCESS } else { ExitCode::from(PARTLY) })
 }
 
-const COLUMNS: [Column; 9] = [
+const COLUMNS: [Column; 10] = [
     Column::Right("node"),
     Column::Left("state"),
+    Column::Left("last seen"),
     Column::Left("address"),
     Column::Left("zone"),
     Column::Right("weight"),
@@ -123,12 +124,26 @@ impl<'a> Row<'a> {
         self.status.map_or(self.known.replicas, |status| status.groups)
     }
 
-    const fn state(&self) -> &'static str {
-        match (self.known.seen, self.status.is_some(), self.known.draining) {
+    fn state(&self) -> &'static str {
+        match (self.known.seen, self.status, self.known.draining) {
             (false, ..) => "never seen",
-            (true, false, _) => "no answer",
-            (true, true, true) => "draining",
-            (true, true, false) => "serves",
+            (true, None, _) => "no answer",
+            (true, Some(_), true) => "draining",
+            (true, Some(status), false) if !status.impaired.is_empty() => "impaired",
+            (true, Some(_), false) => "serves",
+        }
+    }
+
+    /// For how long it has been silent; `None`: the node that was asked has not heard of it yet.
+    const fn silent_ms(&self) -> Option<u64> {
+        if self.status.is_some() { Some(0) } else { self.known.silent_ms }
+    }
+
+    fn last_seen(&self) -> String {
+        match self.silent_ms() {
+            Some(0) => "now".to_owned(),
+            Some(ms) => format!("{} ago", span(ms)),
+            None => "-".to_owned(),
         }
     }
 
@@ -138,6 +153,7 @@ impl<'a> Row<'a> {
         vec![
             node.to_string(),
             self.state().to_owned(),
+            self.last_seen(),
             address.clone(),
             if zone.is_empty() { "-".to_owned() } else { zone.clone() },
             weight.to_string(),
@@ -153,6 +169,7 @@ impl<'a> Row<'a> {
         json!({
             "node": node,
             "state": self.state(),
+            "silent_ms": self.silent_ms(),
             "address": address,
             "zone": zone,
             "weight": weight,

@@ -97,11 +97,13 @@ async fn pass(
     let learners = members.filter(|member| !member.voter && !member.outgoing_voter);
     let system_learners: BTreeSet<NodeId> = learners.map(|member| member.node).collect();
     let system_learners: Vec<NodeId> = system_learners.into_iter().collect();
+    let impaired = inner.host.impaired_nodes();
     let (view, live, shared) = (Arc::clone(view), Arc::clone(live), shared.clone());
     let passed = tokio::task::spawn_blocking(move || {
         let now_ms = shared.now_ms();
-        let (view, live, system) = (&view, &live, &system);
-        let seen = Observation { now_ms, view, live, system, system_learners: &system_learners };
+        let (view, live, impaired, system) = (&view, &live, &impaired, &system);
+        let system_learners = &system_learners;
+        let seen = Observation { now_ms, view, live, impaired, system, system_learners };
         shared.allocator.lock().pass(&seen)
     });
     match passed.await {

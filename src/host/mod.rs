@@ -219,6 +219,15 @@ impl Host {
         let peers = self.transport_stats().peers.into_iter().filter(|peer| peer.live);
         peers.map(|peer| peer.node).chain([self.node_id()]).collect()
     }
+    /// Nodes that say that something is wrong with them.
+    pub(crate) fn impaired_nodes(&self) -> BTreeSet<NodeId> {
+        let own = self.advertisement().impaired.map(|_| self.node_id());
+        let peers = self.transport_stats().peers.into_iter();
+        let says = |peer: &crate::transport::PeerStats| {
+            peer.advertisement.as_ref().is_some_and(|said| said.impaired.is_some())
+        };
+        peers.filter(says).map(|peer| peer.node).chain(own).collect()
+    }
     /// A node is said to be reached there: see [`GrpcTransport::is_said_to_be_at`].
     pub(crate) fn node_is_said_to_be_at(&self, node: NodeId, address: &str) {
         self.inner.transport.is_said_to_be_at(node, address);

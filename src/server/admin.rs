@@ -501,7 +501,7 @@ impl Admin for AdminService {
         &self,
         _: Request<wire::ListNodesRequest>,
     ) -> Result<Response<wire::NodeList>, Status> {
-        nodes::list(self.system.as_ref()).await.map(Response::new)
+        nodes::list(&self.host, self.system.as_ref()).await.map(Response::new)
     }
 
     async fn remove_node(

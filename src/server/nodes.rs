@@ -26,11 +26,20 @@ const REPORT_LOOK: Duration = Duration::from_millis(200);
 /// How often another number is tried when another node was faster.
 const ATTEMPTS: usize = 64;
 
-/// The catalog's nodes.
-pub(super) async fn list(system: Option<&System>) -> Result<wire::NodeList, Status> {
+/// The catalog's nodes, and how long each has been silent here.
+pub(super) async fn list(host: &Host, system: Option<&System>) -> Result<wire::NodeList, Status> {
     let system = system.ok_or_else(no_catalog)?;
     let view = system.fresh_view().await.map_err(|error| of_catalog(&error))?;
-    Ok(wire::NodeList { nodes: known_nodes(&view), revision: view.revision().get() })
+    let mut nodes = known_nodes(&view);
+    let mut silent = BTreeMap::from([(host.node_id().get(), Duration::ZERO)]);
+    for peer in host.transport_stats().peers {
+        silent.extend(peer.silent_for.map(|silent_for| (peer.node.get(), silent_for)));
+    }
+    for node in &mut nodes {
+        let silent_for = silent.get(&node.node).map(Duration::as_millis);
+        node.silent_ms = silent_for.map(|ms| u64::try_from(ms).unwrap_or(u64::MAX));
+    }
+    Ok(wire::NodeList { nodes, revision: view.revision().get() })
 }
 
 /// Forgets a node for good. At the first version of the cluster the number is not remembered; it is removed
@@ -266,6 +275,7 @@ fn known_node(view: &View, node: &NodeRecord, replicas: u64) -> wire::KnownNode 
         seen: node.store != UNKNOWN_STORE,
         replicas,
         draining: view.drains().contains_key(&node.id),
+        silent_ms: None,
         capabilities: advertised.map(ToString::to_string).collect(),
     }
 }

@@ -127,6 +127,13 @@ impl Liveness {
         self.is_live() && !self.is_silent(now, timeouts)
     }
 
+    /// Since when the peer says nothing; `None`: it has said nothing yet.
+    pub fn silent_for(&self, now: Instant) -> Option<Duration> {
+        let heard = self.last_heard.load(Ordering::Acquire);
+        (self.incarnation().is_some() && heard > 0)
+            .then(|| Duration::from_millis(self.milliseconds(now).saturating_sub(heard)))
+    }
+
     pub fn incarnation(&self) -> Option<u64> {
         Some(self.incarnation.load(Ordering::Acquire)).filter(|seen| *seen > 0)
     }

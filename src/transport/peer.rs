@@ -171,6 +171,7 @@ impl Peer {
             node: self.node,
             address: self.address.borrow().clone(),
             live: self.liveness.is_live(),
+            silent_for: self.liveness.silent_for(Instant::now()),
             incarnation: self.liveness.incarnation(),
             advertisement: self.liveness.advertisement(),
             reconnects: again(bulk.connects) + again(urgent.connects),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use shardhost_groups::nodes::Advertisement;
@@ -40,6 +41,8 @@ pub struct PeerStats {
     pub address: String,
     /// Whether heartbeats of it are received.
     pub live: bool,
+    /// How long ago something came from it; `None`: nothing did since this host started.
+    pub silent_for: Option<Duration>,
     /// The newest incarnation seen of it.
     pub incarnation: Option<u64>,
     /// The last advertisement of that incarnation; `None`: none, it may be of an older version.

@@ -54,6 +54,7 @@ async fn a_node_joins_by_one_command_and_is_the_same_one_ever_after() {
     fourth.stop().await;
     let silent = cluster.run(&["node", "list", "--json"]).await;
     assert_eq!((silent.code, &silent.json()["nodes"][3]["state"]), (3, &"no answer".into()));
+    assert!(silent.json()["nodes"][3]["silent_ms"].as_u64().unwrap() > 0, "{silent:?}");
     let fourth = Node::joining(&data, &[]).await;
     assert_eq!(fourth.number(), 4);
     await_serving(&cluster, &[1, 2, 3, 4]).await;

@@ -216,7 +216,7 @@ async fn rebuilds_that_meet_leave_every_voter_its_vote() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rebuild_names_a_group_that_lost_its_voter_to_another_command() {
     let directory = TempDir::new().unwrap();
-    let cluster = Supervised::start(directory.path(), 200, 0).await;
+    let cluster = Supervised::start(directory.path(), 60, 0).await;
     cluster.run(&["table", "put", "color", "blue", "--timeout", "60"]).await.ok();
     let at = cluster.addresses()[&1].clone();
     let before = replicas_on(&cluster, 3).await;

@@ -74,8 +74,12 @@ async fn groups_get_the_replicas_that_their_rules_ask_for() {
     await_numbers(&servers, 0, 5, 0).await;
     let listed = servers.run(1, &["replicas", "rule", "list", "--json"]).await.ok();
     let listed: Value = serde_json::from_str(&listed).unwrap();
-    let counts: Vec<u64> =
-        listed["rules"].as_array().unwrap().iter().map(|rule| rule["groups"].as_u64().unwrap()).collect();
+    let counts: Vec<u64> = listed["rules"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|rule| rule["groups"].as_u64().unwrap())
+        .collect();
     assert_eq!(counts, [1, 1, 2]);
     // Fewer again: by the same rules, once all nodes have answered for a while.
     servers.run(2, &[&kind[..7], &["3"]].concat()).await.ok();

@@ -69,8 +69,8 @@ impl fmt::Display for Reason {
 pub enum Stuck {
     /// Every other node that answers holds a replica of the group.
     NoOtherNode,
-    /// Those that hold none are being drained.
-    Drained,
+    /// Those that hold none are being drained, or are impaired.
+    Closed,
     /// Those that hold none are not allowed by the rule of the group, or its leader could not be there.
     Ruled,
     /// Changes to those that hold none were refused, or did not end.
@@ -81,7 +81,10 @@ impl fmt::Display for Stuck {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::NoOtherNode => "every other node that answers holds a replica of it; add a node",
-            Self::Drained => "the other nodes are drained; end a drain, or add a node",
+            Self::Closed => {
+                "the other nodes are drained, or impaired (`shardhost status` says why); end a drain, mend what impairs \
+                 them, or add a node"
+            }
             Self::Ruled => {
                 "its rule allows no other node that has what its leader needs; change the rule (`shardhost replicas \
                  rule list`), or add a node"

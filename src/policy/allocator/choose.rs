@@ -19,7 +19,7 @@ use crate::catalog::{self, Name, ReplicaRule, SYSTEM_GROUP};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
     Open,
-    /// It answers and takes none: it is being drained.
+    /// It answers and takes none: it is being drained, or is impaired.
     Closed,
     /// It does not answer, and not for so long that it is replaced.
     Silent,
@@ -302,7 +302,7 @@ impl<'a> Work<'a> {
         } else if others.iter().filter(open).count() > 0 {
             Stuck::Ruled
         } else {
-            Stuck::Drained
+            Stuck::Closed
         }
     }
 

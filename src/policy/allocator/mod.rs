@@ -72,6 +72,8 @@ pub struct Observation<'a> {
     pub view: &'a View,
     /// The nodes that answer.
     pub live: &'a BTreeSet<NodeId>,
+    /// Those of them that say that something is wrong with them, as a disk that is nearly full: they get none.
+    pub impaired: &'a BTreeSet<NodeId>,
     /// The nodes that hold the catalog.
     pub system: &'a BTreeSet<NodeId>,
     /// Those of them without a vote, in ascending order.
@@ -285,7 +287,9 @@ impl Allocator {
         let standing = |node: NodeId| match self.silent.get(&node) {
             Some(since) if seen.now_ms >= since + settings.replace_after_ms => Standing::Gone,
             Some(_) => Standing::Silent,
-            None if drains.get(&node).is_some_and(|drain| drain.keeps_leaders_away()) => {
+            None if drains.get(&node).is_some_and(|drain| drain.keeps_leaders_away())
+                || seen.impaired.contains(&node) =>
+            {
                 Standing::Closed
             }
             None => Standing::Open,

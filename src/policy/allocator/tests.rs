@@ -26,6 +26,7 @@ struct World {
     catalog: Catalog,
     live: BTreeSet<NodeId>,
     system: BTreeSet<NodeId>,
+    impaired: BTreeSet<NodeId>,
     allocator: Allocator,
     now_ms: u64,
 }
@@ -37,6 +38,7 @@ impl World {
             catalog: Catalog::default(),
             live: BTreeSet::new(),
             system: [1, 2, 3].map(node).into(),
+            impaired: BTreeSet::new(),
             allocator: Allocator::default(),
             now_ms: 0,
         };
@@ -117,7 +119,15 @@ impl World {
     fn pass_at(&mut self, now_ms: u64) -> Vec<Change> {
         self.now_ms = now_ms;
         let (view, live, system) = (self.catalog.view(), &self.live, &self.system);
-        self.allocator.pass(&Observation { now_ms, view, live, system, system_learners: &[] })
+        let impaired = &self.impaired;
+        self.allocator.pass(&Observation {
+            now_ms,
+            view,
+            live,
+            impaired,
+            system,
+            system_learners: &[],
+        })
     }
 
     fn lose(&mut self, number: u64) {
@@ -573,4 +583,20 @@ fn the_place_where_a_leader_is_wanted_is_not_left_for_balance() {
     world.now_ms = REPLACE_AFTER;
     let moved = settled(&mut world);
     assert!(!moved.is_empty() && moved.iter().all(|(_, old, _)| *old != 1), "{moved:?}");
+}
+
+/// Its disk is nearly full: it gets none, whatever is lost elsewhere, and that is said.
+#[test]
+fn a_node_that_is_impaired_gets_no_replicas_until_it_is_well() {
+    let mut world = World::new(&["", "", "", ""]);
+    world.create(7, &[1, 2, 3], &[]);
+    world.system = [1, 2].map(node).into();
+    world.impaired.insert(node(4));
+    world.lose(3);
+    world.pass_at(0);
+    assert_eq!(world.pass_at(REPLACE_AFTER), []);
+    let status = world.allocator.status(REPLACE_AFTER);
+    assert!(status.stuck[0].why.contains("impaired"), "{status:?}");
+    world.impaired.clear();
+    assert_eq!(moves(&world.pass_at(REPLACE_AFTER + 1_000)), [(7, 3, 4)]);
 }
