@@ -25,6 +25,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 use tonic::Status;
 
+use super::known_bugs::{KnownBug, KnownBugs};
 use super::reads::{Granted, Places, Waits};
 use super::{REQUEST_OVERHEAD_BYTES, SHORT_ANSWER_BYTES};
 use shardhost::transport::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
@@ -62,6 +63,7 @@ pub struct ClientBudget {
     streams: Mutex<Streams>,
     waits: Mutex<LongWaits>,
     half: u32,
+    pub(super) bugs: KnownBugs,
 }
 
 /// A read that waits for the bytes that its answer may have.
@@ -92,6 +94,10 @@ pub(super) struct HeldBytes {
 impl HeldBytes {
     /// Gives back what is above `bytes`.
     pub(super) fn shrink_to(&mut self, bytes: usize) {
+        let bytes = match self.budget.bugs.has(KnownBug::ReadChargedWhileItRuns) {
+            true => 0,
+            false => bytes,
+        };
         let rest = self.bytes.saturating_sub(u32::try_from(bytes).unwrap_or(u32::MAX));
         self.bytes -= rest;
         self.budget.give_back(self.group, rest);
@@ -114,11 +120,15 @@ impl ClientBudget {
     /// `bytes` for all clients together, at least [`MIN_CLIENT_BYTES`].
     #[must_use]
     pub fn new(bytes: usize) -> Arc<Self> {
+        Arc::new(Self::with_bugs(bytes, KnownBugs::default()))
+    }
+
+    pub(super) fn with_bugs(bytes: usize, bugs: KnownBugs) -> Self {
         let half = u32::try_from(bytes.max(MIN_CLIENT_BYTES) / 2).unwrap_or(u32::MAX / 2);
         let writes = Arc::new(Semaphore::new(half as usize));
         let streams = Mutex::default();
         let reads = Places::new(half as usize, half / GROUP_PART);
-        Arc::new(Self { reads, writes, streams, waits: Mutex::default(), half })
+        Self { reads, writes, streams, waits: Mutex::default(), half, bugs }
     }
 
     /// Bytes that are in use.
@@ -142,7 +152,9 @@ impl ClientBudget {
         if let Some(connection) = connection {
             let known = streams.of.entry(connection);
             let of_connection = known.or_insert_with(|| OfConnection::new(self.share()));
-            if of_connection.open >= MAX_STREAMS_PER_CONNECTION {
+            if of_connection.open >= MAX_STREAMS_PER_CONNECTION
+                && !self.bugs.has(KnownBug::NoBoundOfStreams)
+            {
                 return Err(Status::resource_exhausted(format!(
                     "this connection has {MAX_STREAMS_PER_CONNECTION} streams and gets no more; close \
                      some"
@@ -166,7 +178,10 @@ impl ClientBudget {
         arrivals: &Arc<Semaphore>,
         bytes: usize,
     ) -> Option<OwnedSemaphorePermit> {
-        let bytes = u32::try_from(bytes.min(self.share())).unwrap_or(u32::MAX);
+        let mut bytes = u32::try_from(bytes.min(self.share())).unwrap_or(u32::MAX);
+        if self.bugs.has(KnownBug::NoShareOfConnection) {
+            bytes = 0;
+        }
         // The semaphore is never closed.
         // Waiting for oneself is no lack of memory.
         Arc::clone(arrivals).acquire_many_owned(bytes).await.ok()
@@ -207,7 +222,7 @@ impl ClientBudget {
 
     /// What a write answered, if there is room for it now: it is there already, and cannot wait.
     pub(super) fn answer(&self, bytes: usize) -> Result<Option<OwnedSemaphorePermit>, NoRoom> {
-        if bytes <= SHORT_ANSWER_BYTES {
+        if bytes <= SHORT_ANSWER_BYTES || self.bugs.has(KnownBug::WriteAnswersUncharged) {
             // Counted with its command.
             return Ok(None);
         }
@@ -270,6 +285,20 @@ impl ClientBudget {
         }
         // What was in the way of others may be gone.
         self.begin_reads();
+    }
+
+    /// Bytes that are free for writes.
+    #[cfg(test)]
+    pub(super) fn free_for_writes(&self) -> usize {
+        self.writes.available_permits()
+    }
+
+    /// Streams that are open, and the most that one connection has.
+    #[cfg(test)]
+    pub(super) fn open_streams(&self) -> (usize, usize) {
+        let streams = self.streams.lock();
+        let most = streams.of.values().map(|of_connection| of_connection.open).max();
+        (streams.open, most.unwrap_or(0))
     }
 
     /// Whether others wait, or did not long ago, for what clients hold.

@@ -21,6 +21,7 @@ mod failure;
 #[doc(hidden)]
 pub mod fuzz;
 mod in_flight;
+mod known_bugs;
 mod pipeline;
 mod queue;
 mod reads;

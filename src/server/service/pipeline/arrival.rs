@@ -24,6 +24,7 @@ use tonic::server::NamedService;
 use super::counted::decode;
 use crate::service::REQUEST_OVERHEAD_BYTES;
 use crate::service::budget::{ClientBudget, StreamPlace};
+use crate::service::known_bugs::KnownBug;
 use shardhost_proto::limits::{MAX_BATCH_BYTES, MAX_BATCH_REQUESTS};
 
 /// In front of each message: whether it is compressed, and its length.
@@ -139,6 +140,19 @@ impl Batches {
         Ok(batches)
     }
 
+    /// Those of which a test sends the bytes.
+    #[cfg(test)]
+    pub(super) fn fed(
+        mut bytes: tokio::sync::mpsc::UnboundedReceiver<Bytes>,
+        budget: &Arc<ClientBudget>,
+        place: &StreamPlace,
+    ) -> Self {
+        let next: NextBytes = Box::new(move |cx| bytes.poll_recv(cx).map(|bytes| bytes.map(Ok)));
+        let mut batches = Self::new(next, budget);
+        batches.arrivals = place.arrivals();
+        batches
+    }
+
     fn new(next: NextBytes, budget: &Arc<ClientBudget>) -> Self {
         let budget = Arc::clone(budget);
         Self { next, budget, arrivals: None, rest: Bytes::new(), arrival: Arc::default() }
@@ -164,7 +178,10 @@ impl Batches {
             Some(arrivals) => self.budget.turn(arrivals, room).await,
             None => None,
         };
-        let permit = self.budget.commands(room).await;
+        let permit = match self.budget.bugs.has(KnownBug::ReadBeforeRoom) {
+            true => None,
+            false => self.budget.commands(room).await,
+        };
         *self.arrival.lock() = Arrival::Comes(Instant::now());
         let message = self.message(length).await?;
         *self.arrival.lock() = Arrival::Nothing;

@@ -10,6 +10,8 @@ mod arrival;
 mod counted;
 mod reader;
 mod reads;
+#[cfg(test)]
+mod simulation;
 mod stream;
 mod writer;
 

@@ -28,6 +28,8 @@ pub(super) async fn read<P: Protocol>(
 ) {
     let stopped = stream.lookup.stopped();
     let fault = tokio::select! {
+        // From a seed it is the same run each time.
+        biased;
         () = replies.closed() => {
             stream.abandon();
             None
@@ -102,12 +104,12 @@ fn explained(error: Status) -> Status {
     ))
 }
 
-fn charge_of(planned: &Planned) -> usize {
+pub(super) fn charge_of(planned: &Planned) -> usize {
     REQUEST_OVERHEAD_BYTES + planned.plan.bytes()
 }
 
 /// Takes a part of what a batch holds.
-fn part_of(permit: &mut Option<OwnedSemaphorePermit>, bytes: usize) -> Charge {
+pub(super) fn part_of(permit: &mut Option<OwnedSemaphorePermit>, bytes: usize) -> Charge {
     let permit = permit.as_mut().and_then(|permit| permit.split(bytes));
     Charge { bytes, permit }
 }
@@ -119,6 +121,10 @@ fn start<P: Protocol>(
     mut permit: Option<OwnedSemaphorePermit>,
 ) {
     let map = stream.lookup.map();
+    #[cfg(test)]
+    if let Some(groups) = &stream.modelled {
+        return groups.start(stream, requests, permit);
+    }
     // Once for all: the map changes while requests are under way, and each names its own.
     let current = map.as_ref().map_or(0, |map| map.fingerprint());
     let mut reads = Vec::new();
@@ -183,10 +189,10 @@ fn refuse(stream: &Stream, group: GroupId, writes: Vec<Submitted>) {
 }
 
 /// The writes of one batch to one group, by token: what one group does not answer holds nothing of others.
-struct Writes {
-    stream: Arc<Stream>,
+pub(super) struct Writes {
+    pub(super) stream: Arc<Stream>,
     /// `None` once it is completed.
-    requests: Vec<Mutex<Option<(u64, Charge)>>>,
+    pub(super) requests: Vec<Mutex<Option<(u64, Charge)>>>,
 }
 
 impl ProposalSink for Writes {

@@ -22,7 +22,7 @@ use crate::service::{
 #[derive(Debug)]
 pub(super) struct Cost {
     weight: u32,
-    bytes: usize,
+    pub(super) bytes: usize,
 }
 
 pub(super) static GET: Cost = Cost { weight: 1, bytes: READ_TASK_BYTES + MAX_GET_ANSWER_BYTES };
@@ -95,7 +95,7 @@ impl Asked {
                 }
             }
         };
-        places.of_host.shrink_to(REQUEST_OVERHEAD_BYTES + answer.as_ref().map_or(0, Bytes::len));
+        places.shrink_to(answer.as_ref().map_or(0, Bytes::len));
         stream.complete(id, charge, Outcome::Read(answer, places));
     }
 }
@@ -111,6 +111,19 @@ impl Waits for Asked {
 pub(super) struct ReadPlaces {
     _of_stream: StreamShare,
     of_host: HeldBytes,
+}
+
+impl ReadPlaces {
+    /// Those of a read that has a place in the host only.
+    #[cfg(test)]
+    pub(super) const fn of_host(group: GroupId, of_host: HeldBytes) -> Self {
+        Self { _of_stream: StreamShare { stream: Weak::new(), group, weight: 0 }, of_host }
+    }
+
+    /// The answer is there: what it does not need is given back.
+    pub(super) fn shrink_to(&mut self, answer: usize) {
+        self.of_host.shrink_to(REQUEST_OVERHEAD_BYTES + answer);
+    }
 }
 
 /// The place of one read in its stream, free again when this is dropped.

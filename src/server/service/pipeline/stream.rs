@@ -22,6 +22,7 @@ use super::reads::{Asked, ReadPlaces};
 use super::{Plan, Planned, Protocol};
 use crate::service::budget::{ClientBudget, STALL_TIMEOUT, StreamPlace};
 use crate::service::in_flight::InFlight;
+use crate::service::known_bugs::KnownBug;
 use crate::service::reads::Places;
 use crate::service::{
     GroupLookup, MAX_GROUP_READ_WEIGHT, MAX_IN_FLIGHT_BYTES, MAX_IN_FLIGHT_REQUESTS,
@@ -56,6 +57,9 @@ pub(super) struct Stream {
     heard: Mutex<Instant>,
     /// Whose stream it is.
     caller: Caller,
+    /// Takes what is asked of groups.
+    #[cfg(test)]
+    pub(super) modelled: Option<Arc<super::simulation::Groups>>,
     _place: StreamPlace,
 }
 
@@ -153,6 +157,8 @@ impl Stream {
             arrival,
             heard: Mutex::new(Instant::now()),
             caller,
+            #[cfg(test)]
+            modelled: None,
             _place: place,
         }
     }
@@ -222,6 +228,9 @@ impl Stream {
     /// holds, and keep it.
     pub(super) fn abandon(&self) {
         let kept = self.outbox.lock().take();
+        if self.budget.bugs.has(KnownBug::KeepForTheGone) {
+            return std::mem::forget(kept);
+        }
         self.reads.close();
         // Both halves of a stream notice it.
         if !self.gone.is_cancelled() {
@@ -270,12 +279,20 @@ impl Stream {
         let is_late = |since: Instant| since.elapsed() >= STALL_TIMEOUT;
         let arrival = *self.arrival.lock();
         match arrival {
-            Arrival::Comes(since) if is_late(since) && self.others_wait() => {
+            Arrival::Comes(since)
+                if is_late(since)
+                    && self.others_wait()
+                    && !self.budget.bugs.has(KnownBug::HalfBatchesStay) =>
+            {
                 Some(Status::resource_exhausted(format!(
                     "a batch was not whole within {STALL_TIMEOUT:?}, and others wait for memory or a stream"
                 )))
             }
-            Arrival::Nothing if self.is_idle() && self.budget.lacks_places() => {
+            Arrival::Nothing
+                if self.is_idle()
+                    && self.budget.lacks_places()
+                    && !self.budget.bugs.has(KnownBug::IdleStay) =>
+            {
                 Some(Status::unavailable(format!(
                     "the stream did nothing for {STALL_TIMEOUT:?}, and others wait for one; open another \
                      when it is needed"
@@ -294,7 +311,7 @@ impl Stream {
         let handed = self.handed.lock();
         let late = handed.batches > 0 && handed.taken.elapsed() >= STALL_TIMEOUT;
         drop(handed);
-        late && self.others_wait()
+        late && self.others_wait() && !self.budget.bugs.has(KnownBug::StalledStay)
     }
 
     /// The replica that serves a group, if it is of this kind.

@@ -15,6 +15,7 @@ use super::Protocol;
 use super::reads::{ReadPlaces, refuse_late};
 use super::stream::{Charge, Completed, Outcome, Stream};
 use crate::service::budget::STALL_TIMEOUT;
+use crate::service::known_bugs::KnownBug;
 use crate::service::{GroupLookup, failure};
 use shardhost::transport::Connection;
 
@@ -79,6 +80,8 @@ pub(super) async fn write<P: Protocol>(
     connection: Option<Connection>,
 ) {
     tokio::select! {
+        // From a seed it is the same run each time.
+        biased;
         written = write_all::<P>(&stream, &replies) => if written.is_ok() {
             return;
         },
@@ -187,9 +190,12 @@ impl<P: Protocol> Batch<P> {
         stream: &Arc<Stream>,
         replies: &mpsc::Sender<Sent<P>>,
     ) -> Result<(), ClientGone> {
-        let Self { replies: batch, charge, places, .. } = self;
+        let Self { replies: batch, mut charge, mut places, .. } = self;
         if batch.is_empty() {
             return Ok(());
+        }
+        if stream.budget.bugs.has(KnownBug::GiveBackWhenHanded) {
+            (charge.permit, places) = (None, Vec::new());
         }
         stream.hand_over();
         let held = Held { stream: Arc::clone(stream), requests: batch.len(), charge, places };
