@@ -196,7 +196,7 @@ impl World {
         self.request(Operation::Scan(Scan { from: zeros(16), ..Scan::default() }))
     }
 
-    /// The host goes on as far as it does without time.
+    /// The host does all that takes no time.
     async fn settle(&mut self) -> Result<(), Wrong> {
         tokio::task::yield_now().await;
         self.groups.forget_gone();
