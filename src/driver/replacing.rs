@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream;
-use shardhost_groups::{Group, GroupId, LogIndex, MembershipChange, NodeId, Role};
+use shardhost_groups::{Group, GroupId, GroupStatus, LogIndex, MembershipChange, NodeId, Role};
 use shardhost_proto::system as wire;
 use shardhost_proto::system::ReplaceResult;
 use shardhost_storage::{Member, Membership};
@@ -23,6 +23,9 @@ pub(super) const MAX_REPLACEMENTS: usize = 256;
 const SIDE_BY_SIDE: usize = 64;
 /// How long one may take to be recorded in its group. Those who ask wait a little longer.
 const RECORDED_WITHIN: Duration = Duration::from_millis(2_000);
+
+/// How long an order waits for a leader that does not serve yet: it was handed the leadership a moment ago.
+const READY_WITHIN: Duration = Duration::from_millis(500);
 
 /// One member of a group is to be replaced, added or removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,7 +83,7 @@ impl Inner {
 
     async fn try_to(&self, order: Replacement) -> Replaced {
         let Some(group) = self.host.group(order.group) else { return Replaced::NotLeader(None) };
-        let status = group.status();
+        let status = once_ready(&group).await;
         if status.role != Role::Leader {
             return Replaced::NotLeader(status.leader.map(|hint| hint.node));
         }
@@ -156,6 +159,15 @@ impl Inner {
         let mut peers = self.host.transport_stats().peers.into_iter();
         node == self.host.node_id() || peers.any(|peer| peer.node == node && peer.live)
     }
+}
+
+/// The status of a group, of which a leader that was just elected changes the members in a moment.
+async fn once_ready(group: &Group) -> Arc<GroupStatus> {
+    let settled = |status: &GroupStatus| {
+        status.role != Role::Leader || status.serving || status.caretaker.is_some()
+    };
+    let status = group.wait_for(settled, READY_WITHIN).await;
+    status.unwrap_or_else(|| group.status())
 }
 
 /// What an order needs of the group next.

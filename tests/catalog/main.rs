@@ -8,3 +8,4 @@ mod groups;
 mod in_process;
 mod orders;
 mod planning;
+mod replicas;
