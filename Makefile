@@ -86,6 +86,7 @@ bench-smoke: setup
 	$(BENCH) drain --groups 300 --load 0.3
 	$(BENCH) kill --groups 300
 	$(BENCH) balance --groups 300
+	$(BENCH) snapshot --size 8MiB --rate 0 --seconds 1
 	$(BENCH) replace --groups 60 --rate 200 --calm 1 --replace-after 2
 	$(BENCH) join --groups 60 --rate 200 --calm 1 --replace-after 2
 	$(BENCH) handshakes --seconds 1 --rate 500

@@ -42,6 +42,7 @@ pub async fn run(arguments: &JoinArguments) -> anyhow::Result<()> {
         Written { flowed: cluster.lap(NODES).await?, seconds: began.elapsed().as_secs_f64() };
     let usage = cluster.usage(NODES).await?;
     let places = cluster.look(NODES).await?;
+    let snapshots = places.snapshot_bytes as f64;
     cluster.nodes.end().await?;
     let seconds = (done - began).as_secs_f64();
     let mut figures = Map::new();
@@ -52,6 +53,8 @@ pub async fn run(arguments: &JoinArguments) -> anyhow::Result<()> {
     put("seconds_until_even", json!(seconds));
     put("replicas_per_second", json!(part as f64 / seconds));
     put("percent_slower", json!((1.0 - during.rate() / before.rate().max(1.0)) * 100.0));
+    put("snapshots_mib", json!(snapshots / f64::from(1 << 20)));
+    put("snapshots_mib_per_second", json!(snapshots / f64::from(1 << 20) / seconds));
     put("cores", json!(usage.iter().map(|one| one.cpu_seconds / one.seconds).sum::<f64>()));
     progress.put_into(&mut figures);
     before.put_into(&mut figures, "before");

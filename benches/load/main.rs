@@ -160,3 +160,14 @@ fn parts() -> Parts {
         .with::<stall::StallNode>()
         .with::<write::WriteNode>()
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    /// An argument that two structs of one command define is refused whatever is given.
+    #[test]
+    fn no_argument_of_a_command_is_there_twice() {
+        super::Arguments::command().debug_assert();
+    }
+}

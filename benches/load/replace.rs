@@ -53,6 +53,7 @@ pub async fn run(arguments: &ReplaceArguments) -> anyhow::Result<()> {
     let during =
         Written { flowed: cluster.lap(NODES).await?, seconds: began.elapsed().as_secs_f64() };
     let usage = cluster.usage(NODES).await?;
+    let snapshots = cluster.look(NODES).await?.snapshot_bytes as f64;
     cluster.nodes.end().await?;
     let seconds = (done - gone).as_secs_f64();
     let mut figures = Map::new();
@@ -62,6 +63,8 @@ pub async fn run(arguments: &ReplaceArguments) -> anyhow::Result<()> {
     put("replicas_lost", json!(lost));
     put("seconds_after_it_was_gone", json!(seconds));
     put("replicas_per_second", json!(lost as f64 / seconds));
+    put("snapshots_mib", json!(snapshots / f64::from(1 << 20)));
+    put("snapshots_mib_per_second", json!(snapshots / f64::from(1 << 20) / seconds));
     put("cores", json!(usage.iter().map(|one| one.cpu_seconds / one.seconds).sum::<f64>()));
     progress.put_into(&mut figures);
     before.put_into(&mut figures, "before");

@@ -1,7 +1,7 @@
 //! Clusters of servers whose replicas move: tables that the catalog places, writers, and who holds
 //! what at the moment.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -62,8 +62,11 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Commands to the catalog under way, and groups that are filled at once.
 const CREATED_AT_ONCE: usize = 256;
 const FILLED_AT_ONCE: usize = 16;
-/// Bytes of a value of a table that is filled.
-const VALUE_BYTES: u64 = 64 << 10;
+/// Bytes of a value of a table that is filled: so few that a large state is not all in the log, and goes
+/// to a new replica as a snapshot.
+const VALUE_BYTES: u64 = 4 << 10;
+/// Values of a table that are written at once.
+const VALUES_AT_ONCE: usize = 16;
 /// How long writes flow before they are measured.
 const WARM_UP: Duration = Duration::from_secs(3);
 
@@ -72,8 +75,8 @@ const WARM_UP: Duration = Duration::from_secs(3);
 pub enum ReplicasTask {
     /// Have the groups created, each on three of these nodes, in turn.
     Create { groups: u64, on: u64 },
-    /// Put so many bytes into each group that is led here.
-    Fill { bytes: u64 },
+    /// Put so many bytes into each group that is led here, but those that have them.
+    Fill { bytes: u64, filled: BTreeSet<u64> },
     /// Say where the replicas of the groups are that are led here.
     Look,
 }
@@ -89,6 +92,10 @@ pub struct Places {
     pub held: BTreeMap<u64, u64>,
     /// Nodes that hold the catalog; nothing where it is not led.
     pub catalog: Vec<u64>,
+    /// Bytes of snapshots that came here.
+    pub snapshot_bytes: u64,
+    /// Groups that were filled.
+    pub filled: BTreeSet<u64>,
 }
 
 impl Places {
@@ -99,6 +106,7 @@ impl Places {
             *self.held.entry(node).or_default() += count;
         }
         self.catalog.extend(other.catalog);
+        self.snapshot_bytes += other.snapshot_bytes;
     }
 
     /// How many replicas a node holds.
@@ -132,7 +140,10 @@ impl Part for ReplicasNode {
                 let system = running.server.as_ref().and_then(Server::system);
                 create(system.context("there is no catalog")?, groups, on).await?;
             }
-            ReplicasTask::Fill { bytes } => fill(&running.host, bytes).await?,
+            ReplicasTask::Fill { bytes, filled } => {
+                let filled = fill(&running.host, bytes, &filled).await;
+                return Ok(Places { filled, ..Places::default() });
+            }
             ReplicasTask::Look => return Ok(look(&running.host)),
         }
         Ok(Places::default())
@@ -156,18 +167,22 @@ async fn create(system: &System, groups: u64, on: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn fill(host: &Host, bytes: u64) -> anyhow::Result<()> {
-    let led = tables(host).into_iter().filter(|group| group.status().serving);
+/// Returns those that were filled: others may be led elsewhere by now.
+async fn fill(host: &Host, bytes: u64, filled: &BTreeSet<u64>) -> BTreeSet<u64> {
+    let left = |group: &Group| group.status().serving && !filled.contains(&group.id().get());
+    let led = tables(host).into_iter().filter(left);
     let filled = stream::iter(led).map(|group| async move {
-        for number in 0..bytes.div_ceil(VALUE_BYTES) {
+        let puts = stream::iter(0..bytes.div_ceil(VALUE_BYTES)).map(|number| {
             let value = noise(group.id().get() << 32 | number);
             let key = format!("fill-{number:08}");
-            let put = TableCommand::Put { key: key.as_bytes(), value: &value };
-            group.propose(put.encode()).await?;
-        }
-        anyhow::Ok(())
+            let put = TableCommand::Put { key: key.as_bytes(), value: &value }.encode();
+            let group = group.clone();
+            async move { group.propose(put).await }
+        });
+        let put = puts.buffer_unordered(VALUES_AT_ONCE).try_for_each(|_| async { Ok(()) });
+        put.await.ok().map(|()| group.id().get())
     });
-    filled.buffer_unordered(FILLED_AT_ONCE).try_collect().await
+    filled.buffer_unordered(FILLED_AT_ONCE).filter_map(|one| async move { one }).collect().await
 }
 
 /// A value that a compressor makes nothing of.
@@ -181,7 +196,8 @@ fn tables(host: &Host) -> Vec<Group> {
 }
 
 fn look(host: &Host) -> Places {
-    let mut places = Places::default();
+    let snapshot_bytes = host.transport_stats().snapshot_bytes_received;
+    let mut places = Places { snapshot_bytes, ..Places::default() };
     for group in host.groups() {
         let status = group.status();
         if !status.serving {
@@ -251,12 +267,23 @@ impl Cluster {
         cluster.nodes.one_does(1, &create, TIMEOUT).await?;
         cluster.until(first, |places| places.whole == arguments.groups).await?;
         if arguments.state > 0 {
-            for node in 1..=first {
-                let fill = ReplicasTask::Fill { bytes: arguments.state };
-                cluster.nodes.one_does(node, &fill, TIMEOUT).await?;
-            }
+            cluster.fill(first).await?;
         }
         Ok(cluster)
+    }
+
+    /// Fills all groups, wherever they are led.
+    async fn fill(&mut self, running: u64) -> anyhow::Result<()> {
+        let (mut filled, deadline) = (BTreeSet::new(), Instant::now() + TIMEOUT);
+        while (filled.len() as u64) < self.arguments.groups {
+            ensure!(Instant::now() < deadline, "{} groups are filled", filled.len());
+            for node in 1..=running {
+                let bytes = self.arguments.state;
+                let fill = ReplicasTask::Fill { bytes, filled: filled.clone() };
+                filled.extend(self.nodes.one_does(node, &fill, TIMEOUT).await?.filled);
+            }
+        }
+        Ok(())
     }
 
     /// Another node comes, and takes part in the writing.

@@ -56,9 +56,6 @@ pub struct SnapshotArguments {
     pub seconds: u64,
     #[command(flatten)]
     pub threads: Threads,
-    /// Threads for state machines in each process.
-    #[arg(long, default_value_t = 2)]
-    pub apply_threads: usize,
     #[command(flatten)]
     pub output: Output,
 }
