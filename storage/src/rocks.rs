@@ -46,6 +46,7 @@ use crate::draft::{Draft, Holdings, Standing, draft};
 use crate::ids::{GroupId, LogIndex, ReplicaId, Term};
 use crate::store::{LogError, LogStore, StoreStats};
 use crate::types::{Certainty, Doubt, Entry, GroupMeta, LogBatch, PersistedGroup};
+use descriptors::Descriptors;
 use index::{Index, Record};
 use keys::Part;
 use opening::Directory;
@@ -76,6 +77,7 @@ pub struct RocksStore {
     database: DB,
     index: Index,
     damage: RwLock<Damage>,
+    descriptors: Descriptors,
     /// Held while a batch is written.
     writer: Mutex<Writer>,
     run_bytes: u64,
@@ -124,6 +126,7 @@ impl RocksStore {
             database,
             index,
             damage: RwLock::new(damage),
+            descriptors: Descriptors::default(),
             writer: Mutex::default(),
             run_bytes: options.run_bytes,
             high_water_bytes: options.high_water_bytes,
@@ -252,7 +255,7 @@ impl LogStore for RocksStore {
     }
 
     fn write(&self, batch: &LogBatch) -> Result<(), LogError> {
-        descriptors::wait_for_some(self.directory.path());
+        self.descriptors.wait_for_some(self.directory.path());
         let mut writer = self.writer.lock();
         if writer.poisoned {
             return Err(LogError::Poisoned);

@@ -219,7 +219,7 @@ fn talk(one: &Host, two: &Host, index: u64) {
 
 #[test]
 fn a_greeting_from_the_end_of_time_locks_nobody_out() {
-    let (one, two) = Cluster::new().pair();
+    let (one, two) = Cluster::new().patient_pair();
     let known = Hello { known_incarnation: u64::MAX, ..greeting_of_node_2(1) };
     for forged in [greeting_of_node_2(u64::MAX), known] {
         let status = Stranger::at(&one).greet(forged).unwrap_err();
@@ -266,7 +266,7 @@ fn a_node_is_let_in_again_when_its_clone_has_gone() {
 
 #[test]
 fn a_process_with_another_data_directory_stays_out_while_the_node_lives() {
-    let (one, two) = Cluster::new().pair();
+    let (one, two) = Cluster::new().patient_pair();
     talk(&one, &two, 1);
     let other = second_process(&one, 9, &[]);
     other.wait("the refusal", |host| host.peer(1).unwrap().refused_by.is_some());

@@ -152,8 +152,9 @@ fn shutting_down_sends_what_waits() {
 #[test]
 fn a_bulk_connection_that_stalls_without_breaking_is_made_anew() {
     let cluster = Cluster::new();
-    let two = cluster.host(2);
-    let proxy = Proxy::that_stalls(&two.address, 100 << 10);
+    let proxy = Proxy::that_stalls(100 << 10);
+    let two = Host::start(&cluster, 2, 1, |config| config.address.clone_from(&proxy.address));
+    proxy.leads_to(&two.address);
     cluster.directory.set(node(2), &proxy.address);
     let one = cluster.host(1);
     one.wait_connected(2);

@@ -8,29 +8,43 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rustix::io::Errno;
 
 /// More than a flush and a compaction open at once.
 const NEEDED: usize = 8;
-/// Between two looks.
+/// Between two looks while there are too few.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How long there being enough is taken for granted: a look costs as much as a small write.
+const ENOUGH_FOR: Duration = Duration::from_millis(10);
 
-/// Waits until so many files can be opened. A few microseconds where they can.
-pub(super) fn wait_for_some(directory: &Path) {
-    let mut waited = false;
-    while lacks(directory) {
-        if !waited {
-            tracing::error!(
-                "the log waits: the process, or the system, has as many files open as it may"
-            );
+/// When there were enough of them last.
+#[derive(Debug, Default)]
+pub(super) struct Descriptors(Mutex<Option<Instant>>);
+
+impl Descriptors {
+    /// Waits until so many files can be opened.
+    pub(super) fn wait_for_some(&self, directory: &Path) {
+        let mut enough = self.0.lock();
+        if enough.is_some_and(|last| last.elapsed() < ENOUGH_FOR) {
+            return;
         }
-        waited = true;
-        thread::sleep(PAUSE);
-    }
-    if waited {
-        tracing::info!("the log is written again: files can be opened");
+        let mut waited = false;
+        while lacks(directory) {
+            if !waited {
+                tracing::error!(
+                    "the log waits: the process, or the system, has as many files open as it may"
+                );
+            }
+            waited = true;
+            thread::sleep(PAUSE);
+        }
+        if waited {
+            tracing::info!("the log is written again: files can be opened");
+        }
+        *enough = Some(Instant::now());
     }
 }
 
@@ -70,6 +84,8 @@ mod tests {
         store.write(&batch(create(GROUP))).unwrap();
 
         let before = limit_files(3);
+        // There were enough at the write before.
+        thread::sleep(ENOUGH_FOR);
         let written = Arc::new(AtomicBool::new(false));
         thread::scope(|scope| {
             let (store, done) = (&store, Arc::clone(&written));
