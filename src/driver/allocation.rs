@@ -227,7 +227,14 @@ async fn ask(
         group: order.group.get(),
         old: order.step.old().map_or(0, NodeId::get),
         new: order.step.new_node().map_or(0, NodeId::get),
-        learner: matches!(order.step, Step::Add { learner: true, .. }),
+        learner: matches!(
+            order.step,
+            Step::Add { learner: true, .. } | Step::Remove { learner: true, .. }
+        ),
+        wanted: match order.step {
+            Step::Add { wanted, .. } | Step::Remove { wanted, .. } => wanted,
+            Step::Replace { .. } => 0,
+        },
         gone: order.gone,
         instead_of: order.instead_of.map_or(0, NodeId::get),
     };

@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream;
-use shardhost_groups::{Group, GroupId, GroupStatus, LogIndex, MembershipChange, NodeId, Role};
+use shardhost_groups::{
+    Group, GroupId, GroupStatus, LogIndex, MembershipChange, MembershipError, NodeId, PeerProgress,
+    Role,
+};
 use shardhost_proto::system as wire;
 use shardhost_proto::system::ReplaceResult;
 use shardhost_storage::{Member, Membership};
@@ -21,6 +24,8 @@ use shardhost_policy::inputs::moves::MAX_LAG;
 pub(super) const MAX_REPLACEMENTS: usize = 256;
 /// Orders that are tried side by side.
 const SIDE_BY_SIDE: usize = 64;
+/// Between two looks whether an addition is recorded.
+const RECORDED_LOOK: Duration = Duration::from_millis(10);
 /// How long one may take to be recorded in its group. Those who ask wait a little longer.
 const RECORDED_WITHIN: Duration = Duration::from_millis(2_000);
 
@@ -90,7 +95,9 @@ impl Inner {
         if let Some(old) = order.step.old().filter(|old| order.gone && self.answers(*old)) {
             return Replaced::Refused(format!("node {old} answers its leader"));
         }
-        let step = match next_step(&status.membership, order, |node| self.answers(node)) {
+        let takes_part = |node: NodeId| self.takes_part(&status, node);
+        let answers = |node: NodeId| self.answers(node);
+        let step = match next_step(&status.membership, order, answers, takes_part) {
             Ok(step) => step,
             Err(why) => return Replaced::Refused(why),
         };
@@ -124,15 +131,11 @@ impl Inner {
             Step::ReplaceLearner { old, new } => {
                 group.change_membership(one.add_learner(new).remove(old)).await
             }
-            Step::AddVoter { new } => group.change_membership(one.add_voter(new)).await,
+            Step::AddVoter { new } => return add_voter(group, one.add_voter(new), new).await,
             Step::AddLearner { new } => group.change_membership(one.add_learner(new)).await,
             Step::Remove { old } => group.change_membership(one.remove(old)).await,
         };
-        match changed {
-            Ok(_) => Replaced::Begun,
-            Err(error) if error.is_definite() => Replaced::Refused(error.to_string()),
-            Err(_) => Replaced::Unknown,
-        }
+        outcome_of(changed)
     }
 
     /// A leader that gives its replica away transfers first, and names the next one, which is asked then.
@@ -154,6 +157,17 @@ impl Inner {
         self.local_stop().is_some() || self.view.borrow().as_deref().is_some_and(stopped)
     }
 
+    /// Whether the replica of a node takes part in a group that is led here, and holds nearly all of its log: one
+    /// that failed does not, although its node answers.
+    fn takes_part(&self, status: &GroupStatus, node: NodeId) -> bool {
+        let is_near = |peer: &PeerProgress| {
+            let behind = status.last.get().saturating_sub(peer.matched.get());
+            (peer.recently_active || status.hibernating) && behind <= MAX_LAG
+        };
+        let peer = status.peers.iter().find(|peer| peer.node == node);
+        node == self.host.node_id() || self.answers(node) && peer.is_some_and(is_near)
+    }
+
     /// Whether a node answers this host.
     fn answers(&self, node: NodeId) -> bool {
         let mut peers = self.host.transport_stats().peers.into_iter();
@@ -168,6 +182,33 @@ async fn once_ready(group: &Group) -> Arc<GroupStatus> {
     };
     let status = group.wait_for(settled, READY_WITHIN).await;
     status.unwrap_or_else(|| group.status())
+}
+
+fn outcome_of(changed: Result<Arc<Membership>, MembershipError>) -> Replaced {
+    match changed {
+        Ok(_) => Replaced::Begun,
+        Err(error) if error.is_definite() => Replaced::Refused(error.to_string()),
+        Err(_) => Replaced::Unknown,
+    }
+}
+
+/// Adds a voter. The change ends when it has its vote, which may take minutes; it is begun when the group has
+/// recorded it.
+async fn add_voter(group: &Group, change: MembershipChange, new: NodeId) -> Replaced {
+    let mut changed = std::pin::pin!(group.change_membership(change));
+    let mut looks = tokio::time::interval(RECORDED_LOOK);
+    loop {
+        tokio::select! {
+            changed = &mut changed => return outcome_of(changed),
+            _ = looks.tick() => {
+                let membership = group.membership();
+                let incoming = membership.incoming.and_then(|one| membership.members.get(&one.replica));
+                if incoming.is_some_and(|member| member.node == new) {
+                    return Replaced::Begun;
+                }
+            }
+        }
+    }
 }
 
 /// What an order needs of the group next.
@@ -201,6 +242,7 @@ fn next_step(
     membership: &Membership,
     order: Replacement,
     answers: impl Fn(NodeId) -> bool,
+    takes_part: impl Fn(NodeId) -> bool,
 ) -> Result<Step, String> {
     let member_on = |node: NodeId| membership.members.values().find(|member| member.node == node);
     let incoming =
@@ -221,36 +263,55 @@ fn next_step(
             (Some(Member { voter: true, .. }), None) => Ok(Step::ReplaceVoter { old, new }),
             (Some(_), None) => Ok(Step::ReplaceLearner { old, new }),
         },
-        Ordered::Add { new, learner } => match member_on(new) {
+        Ordered::Add { new, learner, wanted } => match member_on(new) {
+            None if count(membership, learner) >= wanted as usize => {
+                Err("it has as many replicas as it is to have".to_owned())
+            }
             None if learner => Ok(Step::AddLearner { new }),
             None => Ok(Step::AddVoter { new }),
             Some(member) if member.voter != learner => Ok(Step::Nothing),
             Some(_) => Err(format!("node {new} is a member already")),
         },
-        Ordered::Remove { old } => match member_on(old) {
+        Ordered::Remove { old, learner, wanted } => match member_on(old) {
             None => Ok(Step::Nothing),
-            Some(Member { voter: true, .. }) => match outlives(membership, old, answers) {
-                true => Ok(Step::Remove { old }),
-                false => Err(format!("without node {old} too few of its voters answer")),
-            },
+            Some(_) if membership.members.values().any(|member| member.outgoing_voter) => {
+                Err("its members change at the moment".to_owned())
+            }
+            Some(member) if member.voter == learner => {
+                Err(format!("node {old} has another part in it than was known"))
+            }
+            Some(_) if count(membership, learner) <= wanted as usize => {
+                Err("it has no more replicas than it is to have".to_owned())
+            }
+            Some(Member { voter: true, .. }) if !outlives(membership, old, takes_part) => {
+                Err(format!("without node {old} too few of its voters take part"))
+            }
             Some(_) => Ok(Step::Remove { old }),
         },
     }
 }
 
-/// Whether the voters that are left without a node are enough, and a majority of them answers.
-fn outlives(membership: &Membership, old: NodeId, answers: impl Fn(NodeId) -> bool) -> bool {
-    let left: Vec<NodeId> =
-        membership.voters().map(|(_, node)| node).filter(|node| *node != old).collect();
-    left.iter().filter(|node| answers(**node)).count() > left.len() / 2
+fn count(membership: &Membership, learner: bool) -> usize {
+    let all = membership.members.values();
+    all.filter(|member| if learner { member.learner } else { member.voter }).count()
+}
+
+/// Whether a majority of the voters that are left without a node takes part, and no fewer of them than before:
+/// one that takes none goes before others do.
+fn outlives(membership: &Membership, old: NodeId, takes_part: impl Fn(NodeId) -> bool) -> bool {
+    let voters = || membership.voters().map(|(_, node)| node);
+    let left = || voters().filter(|node| *node != old);
+    let taking = left().filter(|node| takes_part(*node)).count();
+    let idle = left().count() - taking;
+    taking > left().count() / 2 && (idle == 0 || !takes_part(old))
 }
 
 fn order_of(message: &wire::Replacement) -> Result<Replacement, Status> {
-    let wire::Replacement { group, old, new, gone, instead_of, learner } = *message;
+    let wire::Replacement { group, old, new, gone, instead_of, learner, wanted } = *message;
     let step = match (NodeId::new(old), NodeId::new(new)) {
         (Some(old), Some(new)) => Ordered::Replace { old, new },
-        (None, Some(new)) => Ordered::Add { new, learner },
-        (Some(old), None) => Ordered::Remove { old },
+        (None, Some(new)) => Ordered::Add { new, learner, wanted },
+        (Some(old), None) => Ordered::Remove { old, learner, wanted },
         (None, None) => {
             return Err(Status::invalid_argument("an order that names no node"));
         }
@@ -304,7 +365,8 @@ mod tests {
         let (group, instead_of) = (GroupId::new(7), Some(NodeId::must(8)));
         let step = Ordered::Replace { old, new };
         let order = Replacement { group, step, gone: true, instead_of };
-        next_step(membership, order, |node| node != NodeId::must(9))
+        let answers = |node| node != NodeId::must(9);
+        next_step(membership, order, answers, answers)
     }
 
     #[test]
@@ -340,32 +402,47 @@ mod tests {
         assert_eq!(step(&changing, 3, 6), Ok(Step::Cancel));
     }
 
+    fn next(step: Ordered, taking_part: fn(NodeId) -> bool) -> Result<Step, String> {
+        let (group, instead_of) = (GroupId::new(7), None);
+        let order = Replacement { group, step, gone: false, instead_of };
+        next_step(&membership(), order, |_| true, taking_part)
+    }
+
     #[test]
-    fn a_member_is_added_or_removed_once() {
-        let next = |step, answering: fn(NodeId) -> bool| {
-            let (group, instead_of) = (GroupId::new(7), None);
-            next_step(
-                &membership(),
-                Replacement { group, step, gone: false, instead_of },
-                answering,
-            )
+    fn a_member_is_added_once_and_only_where_one_is_wanted() {
+        let add = |new, learner, wanted| {
+            next(Ordered::Add { new: NodeId::must(new), learner, wanted }, |_| true)
         };
-        let (all, node) = ((|_| true) as fn(NodeId) -> bool, NodeId::must);
-        let (new, learner) = (node(5), true);
-        assert_eq!(next(Ordered::Add { new, learner }, all), Ok(Step::AddLearner { new }));
-        assert_eq!(next(Ordered::Add { new, learner: false }, all), Ok(Step::AddVoter { new }));
-        let there = Ordered::Add { new: node(4), learner };
-        assert_eq!(next(there, all), Ok(Step::Nothing));
-        assert_eq!(next(Ordered::Add { new: node(3), learner: false }, all), Ok(Step::Nothing));
-        assert!(next(Ordered::Add { new: node(4), learner: false }, all).is_err());
-        let old = node(3);
-        assert_eq!(next(Ordered::Remove { old }, all), Ok(Step::Remove { old }));
-        assert_eq!(next(Ordered::Remove { old: node(8) }, all), Ok(Step::Nothing));
-        // Of the two voters that are left, one does not answer.
-        let refused = next(Ordered::Remove { old }, |node| node != NodeId::must(1));
-        assert!(refused.unwrap_err().contains("too few"));
-        let old = node(4);
-        assert_eq!(next(Ordered::Remove { old }, |_| false), Ok(Step::Remove { old }));
+        let new = NodeId::must(5);
+        assert_eq!(add(5, true, 2), Ok(Step::AddLearner { new }));
+        assert_eq!(add(5, false, 5), Ok(Step::AddVoter { new }));
+        assert_eq!(add(4, true, 2), Ok(Step::Nothing));
+        assert_eq!(add(3, false, 5), Ok(Step::Nothing));
+        assert!(add(4, false, 5).unwrap_err().contains("a member already"));
+        // Another change came before.
+        for (learner, wanted) in [(false, 3), (true, 1)] {
+            assert!(add(5, learner, wanted).unwrap_err().contains("as many replicas"));
+        }
+    }
+
+    #[test]
+    fn a_member_is_removed_only_where_there_are_too_many_and_the_others_take_part() {
+        let remove = |old, learner, wanted, taking_part: fn(NodeId) -> bool| {
+            next(Ordered::Remove { old: NodeId::must(old), learner, wanted }, taking_part)
+        };
+        let all: fn(NodeId) -> bool = |_| true;
+        let old = NodeId::must(3);
+        assert_eq!(remove(3, false, 1, all), Ok(Step::Remove { old }));
+        assert_eq!(remove(8, false, 1, all), Ok(Step::Nothing));
+        assert_eq!(remove(4, true, 0, |_| false), Ok(Step::Remove { old: NodeId::must(4) }));
+        // Another change came before, or the member is another one now.
+        assert!(remove(3, false, 3, all).unwrap_err().contains("no more replicas"));
+        assert!(remove(4, true, 1, all).unwrap_err().contains("no more replicas"));
+        assert!(remove(3, true, 0, all).unwrap_err().contains("another part"));
+        // The replica of node 1 failed: it is the one that may go.
+        let one_failed: fn(NodeId) -> bool = |node| node != NodeId::must(1);
+        assert!(remove(3, false, 1, one_failed).unwrap_err().contains("too few"));
+        assert_eq!(remove(1, false, 1, one_failed), Ok(Step::Remove { old: NodeId::must(1) }));
     }
 
     #[test]

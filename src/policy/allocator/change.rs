@@ -9,10 +9,10 @@ use shardhost_storage::{GroupId, NodeId};
 pub enum Step {
     /// A member on `new` takes the place of the one on `old`, with a vote if that one has one.
     Replace { old: NodeId, new: NodeId },
-    /// A member more.
-    Add { new: NodeId, learner: bool },
-    /// A member fewer.
-    Remove { old: NodeId },
+    /// A member more, of a group that is to have so many of its kind.
+    Add { new: NodeId, learner: bool, wanted: u32 },
+    /// A member fewer, of a group that is to have so many of its kind.
+    Remove { old: NodeId, learner: bool, wanted: u32 },
 }
 
 impl Step {
@@ -20,7 +20,7 @@ impl Step {
     #[must_use]
     pub const fn old(self) -> Option<NodeId> {
         match self {
-            Self::Replace { old, .. } | Self::Remove { old } => Some(old),
+            Self::Replace { old, .. } | Self::Remove { old, .. } => Some(old),
             Self::Add { .. } => None,
         }
     }

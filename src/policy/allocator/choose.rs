@@ -65,14 +65,17 @@ impl Held<'_> {
         self.members.iter().copied().filter(|member| !self.is_learner(*member))
     }
 
+    /// How many replicas its rule asks for, with a vote or without; `None`: as many as there are.
+    pub(super) fn wanted(&self, learner: bool) -> Option<u32> {
+        let rule = self.rule.filter(|_| self.learners.is_some())?;
+        if learner { rule.learners } else { rule.voters }
+    }
+
     /// How many more replicas its rule asks for, with a vote or without; negative: how many fewer.
     pub(super) fn lacks(&self, learner: bool) -> i64 {
-        let (Some(rule), Some(learners)) = (self.rule, self.learners) else { return 0 };
-        let (wanted, present) = match learner {
-            true => (rule.learners, learners.len()),
-            false => (rule.voters, self.members.len() - learners.len()),
-        };
-        wanted.map_or(0, |wanted| i64::from(wanted) - present as i64)
+        let learners = self.learners.map_or(0, <[NodeId]>::len);
+        let present = if learner { learners } else { self.members.len() - learners };
+        self.wanted(learner).map_or(0, |wanted| i64::from(wanted) - present as i64)
     }
 
     /// Whether it is to be left alone but for repairs.
@@ -165,7 +168,8 @@ pub fn choose(picture: &Picture<'_>) -> Choice {
     work.replace_gone();
     work.add_missing();
     let missing = |place: &Place| matches!(place.standing, Standing::Gone | Standing::Silent);
-    let whole = !picture.places.iter().any(|(id, place)| missing(place) && work.held(*id) > 0);
+    let gone = |id: &NodeId| picture.places.get(id).is_some_and(missing);
+    let whole = !picture.groups.iter().any(|held| held.members.iter().any(gone));
     if picture.spread && (whole || bug!(picture, RemovesInNeed)) {
         work.remove_excess();
     }

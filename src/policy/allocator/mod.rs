@@ -324,8 +324,8 @@ fn has_ended(seen: &Observation<'_>, group: GroupId, step: Step) -> Option<bool>
     let learns = |node: NodeId| learners.is_some_and(|learners| learners.contains(&node));
     Some(match step {
         Step::Replace { old, new } => has(new) && !has(old),
-        Step::Add { new, learner } => has(new) && (learner || !learns(new)),
-        Step::Remove { old } => !has(old),
+        Step::Add { new, learner, .. } => has(new) && (learner || !learns(new)),
+        Step::Remove { old, .. } => !has(old),
     })
 }
 

@@ -29,9 +29,10 @@ impl Work<'_> {
             if self.is_changing(held.group) {
                 continue;
             }
-            let step = match held.lacks(held.is_learner(old)) {
-                ..0 => Some(Step::Remove { old }),
-                _ => self.successor(held, Some(old)).map(|new| Step::Replace { old, new }),
+            let learner = held.is_learner(old);
+            let step = match held.wanted(learner).filter(|_| held.lacks(learner) < 0) {
+                Some(wanted) => Some(Step::Remove { old, learner, wanted }),
+                None => self.successor(held, Some(old)).map(|new| Step::Replace { old, new }),
             };
             match step {
                 None => {
@@ -58,10 +59,11 @@ impl Work<'_> {
                 if !self.is_free(held.group) || self.choice.stuck.contains_key(&held.group) {
                     continue;
                 }
+                let Some(wanted) = held.wanted(learner) else { continue };
                 let room = held.members.len() < MAX_MEMBERS;
                 match self.successor(held, None).filter(|_| room) {
                     Some(new) if self.may_choose() => {
-                        self.take(held, Step::Add { new, learner }, Reason::Missing);
+                        self.take(held, Step::Add { new, learner, wanted }, Reason::Missing);
                     }
                     Some(_) => {}
                     None => {

@@ -10,7 +10,7 @@ use super::{Reason, Step};
 use crate::catalog::SYSTEM_GROUP;
 
 impl<'a> Work<'a> {
-    /// Removes what is more than rules ask for: what the rule does not allow first, then what could not lead,
+    /// Removes what is more than rules ask for: what could not lead first, then what the rule does not allow,
     /// shares its zone, and is on the fullest node.
     pub(super) fn remove_excess(&mut self) {
         for held in self.picture.groups {
@@ -24,16 +24,17 @@ impl<'a> Work<'a> {
                 let rank = |old: &NodeId| {
                     let place = self.place(*old);
                     (
+                        place.is_none_or(|place| !meets(place, held)),
                         place.is_none_or(|place| !self.is_allowed(held, place)),
                         self.keeps_wishes(held, *old, None),
-                        place.is_none_or(|place| !meets(place, held)),
                         self.neighbors(held, *old, Some(*old)),
                         self.held(*old),
                         *old,
                     )
                 };
+                let wanted = held.wanted(learner).unwrap_or_default();
                 if let Some(old) = of_kind.max_by_key(rank) {
-                    self.take(held, Step::Remove { old }, Reason::Excess);
+                    self.take(held, Step::Remove { old, learner, wanted }, Reason::Excess);
                 }
             }
         }
@@ -48,21 +49,33 @@ impl<'a> Work<'a> {
             let forbidden = |old: &&NodeId| {
                 self.place(**old).is_some_and(|place| !self.is_allowed(held, place))
             };
-            let Some(old) = held.members.iter().find(forbidden).copied() else { continue };
-            let better = self.picture.places.iter().filter(|(new, place)| {
-                self.takes(held, **new, place) && self.keeps_leaders(held, old, **new)
+            let mut forbidden = held.members.iter().filter(forbidden).copied().peekable();
+            if forbidden.peek().is_none() {
+                continue;
+            }
+            // The first one that has a better place.
+            let moved = forbidden.find_map(|old| {
+                let new = self.allowed_place(held, old)?;
+                Some(Step::Replace { old, new })
             });
-            let rank = |(id, place): &(&NodeId, &Place)| {
-                (!meets(place, held), self.neighbors(held, **id, Some(old)), self.held(**id), **id)
-            };
-            match better.min_by_key(rank).map(|(id, _)| *id) {
-                Some(new) => self.take(held, Step::Replace { old, new }, Reason::Rule),
+            match moved {
+                Some(step) => self.take(held, step, Reason::Rule),
                 None => {
                     let stuck = self.why_stuck(held);
                     self.choice.stuck.insert(held.group, stuck);
                 }
             }
         }
+    }
+
+    fn allowed_place(&self, held: &Held<'_>, old: NodeId) -> Option<NodeId> {
+        let better = self.picture.places.iter().filter(|(new, place)| {
+            self.takes(held, **new, place) && self.keeps_leaders(held, old, **new)
+        });
+        let rank = |(id, place): &(&NodeId, &Place)| {
+            (!meets(place, held), self.neighbors(held, **id, Some(old)), self.held(**id), **id)
+        };
+        better.min_by_key(rank).map(|(id, _)| *id)
     }
 
     /// Whether a group loses nothing by a move between nodes that run and are allowed.

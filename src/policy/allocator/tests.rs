@@ -600,3 +600,28 @@ fn a_node_that_is_impaired_gets_no_replicas_until_it_is_well() {
     world.impaired.clear();
     assert_eq!(moves(&world.pass_at(REPLACE_AFTER + 1_000)), [(7, 3, 4)]);
 }
+
+/// It holds nothing else: a node that is missing is missing all the same.
+#[test]
+fn the_catalog_loses_no_voter_while_a_node_of_it_does_not_answer() {
+    let mut world = World::new(&["", "", "", "", ""]);
+    world.create(7, &[1, 2, 3], &[]);
+    world.system = [1, 2, 3, 4, 5].map(node).into();
+    set_rule(&mut world, Selection::Group(SYSTEM_GROUP), |rule| rule.voters = Some(3));
+    world.lose(5);
+    world.pass_at(0);
+    assert_eq!(world.pass_at(REPLACE_AFTER - 1), []);
+    // It is gone: it is the one that goes.
+    assert_eq!(moves(&world.pass_at(REPLACE_AFTER)), [(0, 5, 0)]);
+}
+
+#[test]
+fn a_replica_that_can_go_where_the_rule_allows_does_not_wait_for_one_that_cannot() {
+    let mut world = World::new(&["b", "b", "a", "a"]);
+    world.has(1, &["fifo"]);
+    world.create(7, &[1, 2, 3], &["fifo"]);
+    set_rule(&mut world, Selection::All, |rule| rule.zones = [name("a")].into());
+    world.pass_at(0);
+    // The one on node 1 is the only one that may lead.
+    assert_eq!(moves(&world.pass_at(REPLACE_AFTER)), [(7, 2, 4)]);
+}

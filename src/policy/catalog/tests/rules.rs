@@ -86,7 +86,7 @@ fn two_rules_for_the_same_groups_are_refused_and_one_is_changed_by_its_name() {
     assert_eq!(second, Refusal::SameGroups { rule: "first".to_owned() });
     let changed = ReplicaRule { voters: Some(5), ..rule("first", gold()) };
     run(&mut catalog, Operation::PutRule(changed.clone())).unwrap();
-    assert_eq!(*catalog.view().settings().rules, [changed.clone()]);
+    assert_eq!(*catalog.view().settings().rules, *std::slice::from_ref(&changed));
     let again = run(&mut catalog, Operation::PutRule(changed)).unwrap();
     assert_eq!(again.effect, Effect::Unchanged);
     let unknown = refused(&mut catalog, Operation::RemoveRule { name: name("second") });
