@@ -247,8 +247,13 @@ fn next_step(
     let member_on = |node: NodeId| membership.members.values().find(|member| member.node == node);
     let incoming =
         membership.incoming.and_then(|incoming| membership.members.get(&incoming.replica));
+    let replaced = membership.incoming.and_then(|incoming| incoming.replaces);
+    let replaced = replaced.and_then(|replica| membership.members.get(&replica));
+    let replaced = replaced.map(|member| member.node);
     match incoming.map(|member| member.node) {
-        Some(node) if Some(node) == order.step.new_node() => return Ok(Step::Nothing),
+        Some(node) if Some(node) == order.step.new_node() && replaced == order.step.old() => {
+            return Ok(Step::Nothing);
+        }
         Some(node) if answers(node) && order.instead_of != Some(node) => {
             return Err(format!("an addition of node {node} is under way"));
         }
@@ -389,6 +394,9 @@ mod tests {
         changing.incoming = Some(Incoming { replica: replica(5), replaces: Some(replica(3)) });
         assert_eq!(step(&changing, 3, 5), Ok(Step::Nothing));
         assert!(step(&changing, 3, 6).unwrap_err().contains("node 5 is under way"));
+        // An operator adds one on the same node, and nothing goes for it.
+        changing.incoming = Some(Incoming { replica: replica(5), replaces: None });
+        assert!(step(&changing, 3, 5).unwrap_err().contains("node 5 is under way"));
     }
 
     #[test]
