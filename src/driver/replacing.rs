@@ -24,8 +24,6 @@ use shardhost_policy::inputs::moves::MAX_LAG;
 pub(super) const MAX_REPLACEMENTS: usize = 256;
 /// Orders that are tried side by side.
 const SIDE_BY_SIDE: usize = 64;
-/// Between two looks whether an addition is recorded.
-const RECORDED_LOOK: Duration = Duration::from_millis(10);
 /// How long one may take to be recorded in its group. Those who ask wait a little longer.
 const RECORDED_WITHIN: Duration = Duration::from_millis(2_000);
 
@@ -195,20 +193,17 @@ fn outcome_of(changed: Result<Arc<Membership>, MembershipError>) -> Replaced {
 /// Adds a voter. The change ends when it has its vote, which may take minutes; it is begun when the group has
 /// recorded it.
 async fn add_voter(group: &Group, change: MembershipChange, new: NodeId) -> Replaced {
-    let mut changed = std::pin::pin!(group.change_membership(change));
-    let mut looks = tokio::time::interval(RECORDED_LOOK);
-    loop {
-        tokio::select! {
-            changed = &mut changed => return outcome_of(changed),
-            _ = looks.tick() => {
-                let membership = group.membership();
-                let incoming = membership.incoming.and_then(|one| membership.members.get(&one.replica));
-                if incoming.is_some_and(|member| member.node == new) {
-                    return Replaced::Begun;
-                }
-            }
-        }
+    let recorded = |status: &GroupStatus| incoming_node(&status.membership) == Some(new);
+    tokio::select! {
+        changed = group.change_membership(change) => outcome_of(changed),
+        Some(_) = group.wait_for(recorded, RECORDED_WITHIN) => Replaced::Begun,
     }
+}
+
+/// The node of the replica that is to become a voter.
+fn incoming_node(membership: &Membership) -> Option<NodeId> {
+    let incoming = membership.incoming?;
+    membership.members.get(&incoming.replica).map(|member| member.node)
 }
 
 /// What an order needs of the group next.
@@ -245,12 +240,10 @@ fn next_step(
     takes_part: impl Fn(NodeId) -> bool,
 ) -> Result<Step, String> {
     let member_on = |node: NodeId| membership.members.values().find(|member| member.node == node);
-    let incoming =
-        membership.incoming.and_then(|incoming| membership.members.get(&incoming.replica));
     let replaced = membership.incoming.and_then(|incoming| incoming.replaces);
     let replaced = replaced.and_then(|replica| membership.members.get(&replica));
     let replaced = replaced.map(|member| member.node);
-    match incoming.map(|member| member.node) {
+    match incoming_node(membership) {
         Some(node) if Some(node) == order.step.new_node() && replaced == order.step.old() => {
             return Ok(Step::Nothing);
         }

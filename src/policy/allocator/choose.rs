@@ -283,8 +283,18 @@ impl<'a> Work<'a> {
 
     /// The best node for a replica more, or for one in the place of `old`.
     pub(super) fn successor(&self, held: &Held<'_>, old: Option<NodeId>) -> Option<NodeId> {
+        self.successor_among(held, old, |_| true)
+    }
+
+    /// The same, of some nodes.
+    pub(super) fn successor_among(
+        &self,
+        held: &Held<'_>,
+        old: Option<NodeId>,
+        may: impl Fn(NodeId) -> bool,
+    ) -> Option<NodeId> {
         let places = self.picture.places.iter();
-        let open = places.filter(|(id, place)| self.takes(held, **id, place));
+        let open = places.filter(|(id, place)| self.takes(held, **id, place) && may(**id));
         let rank = |(id, place): &(&NodeId, &Place)| {
             (!meets(place, held), self.neighbors(held, **id, old), self.held(**id), **id)
         };

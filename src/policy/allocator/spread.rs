@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use shardhost_storage::NodeId;
 
-use super::choose::{Held, Place, Standing, Work, bug, meets};
+use super::choose::{Held, Standing, Work, bug, meets};
 use super::{Reason, Step};
 use crate::catalog::SYSTEM_GROUP;
 
@@ -55,7 +55,8 @@ impl<'a> Work<'a> {
             }
             // The first one that has a better place.
             let moved = forbidden.find_map(|old| {
-                let new = self.allowed_place(held, old)?;
+                let keeps = |new| self.keeps_leaders(held, old, new);
+                let new = self.successor_among(held, Some(old), keeps)?;
                 Some(Step::Replace { old, new })
             });
             match moved {
@@ -66,16 +67,6 @@ impl<'a> Work<'a> {
                 }
             }
         }
-    }
-
-    fn allowed_place(&self, held: &Held<'_>, old: NodeId) -> Option<NodeId> {
-        let better = self.picture.places.iter().filter(|(new, place)| {
-            self.takes(held, **new, place) && self.keeps_leaders(held, old, **new)
-        });
-        let rank = |(id, place): &(&NodeId, &Place)| {
-            (!meets(place, held), self.neighbors(held, **id, Some(old)), self.held(**id), **id)
-        };
-        better.min_by_key(rank).map(|(id, _)| *id)
     }
 
     /// Whether a group loses nothing by a move between nodes that run and are allowed.
