@@ -8,7 +8,7 @@ use tonic::Code;
 
 use super::change::{answered, is_refused, unconfirmed};
 use super::ended::{PARTLY, code_of, partly, senseless};
-use super::group::{group_json, members};
+use super::group_status::{group_json, members};
 use super::output::whole_in;
 use super::target::{Node, Target};
 

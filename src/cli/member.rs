@@ -16,9 +16,10 @@ use tokio::time::Instant;
 use super::change::confirmed;
 use super::ended::{partly, senseless};
 use super::fill::{self, FillArguments};
-use super::group::role_of;
+use super::group_status::role_of;
 use super::output::{Column, number, table, whole};
 use super::rebuild::{self, RebuildArguments};
+use super::replacing::Replacing;
 use super::target::{Node, Target};
 
 /// Between two looks at a change that takes its time.
@@ -368,29 +369,6 @@ async fn replace(
             }
         }
         tokio::time::sleep(LOOK_AGAIN).await;
-    }
-}
-
-/// How far a replacement is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Replacing {
-    NotBegun,
-    UnderWay,
-    Done,
-}
-
-impl Replacing {
-    /// The leader's status.
-    pub(super) fn of(status: &GroupStatus, old: u64, new: u64) -> Self {
-        let Some(membership) = &status.membership else { return Self::NotBegun };
-        let on = |node| membership.members.iter().find(|member| member.node == node);
-        let joint = membership.members.iter().any(|member| member.outgoing_voter);
-        let incoming = membership.incoming.as_ref().map(|one| one.replica);
-        match (on(old), on(new)) {
-            (None, Some(new)) if role_of(new) == "voter" && !joint => Self::Done,
-            (_, Some(new)) if joint || incoming == Some(new.replica) => Self::UnderWay,
-            _ => Self::NotBegun,
-        }
     }
 }
 

@@ -16,7 +16,7 @@ use shardhost_proto::shard_map::{QUEUE_KIND, TABLE_KIND};
 use shardhost_security::channel::Channel;
 use tokio::time::{Instant, timeout};
 
-use super::group::role_of;
+use super::group_status::role_of;
 use super::target::{admin, all_groups};
 
 /// How long one answer may take.

@@ -12,7 +12,7 @@ use shardhost_proto::admin::{
 use tokio::time::Instant;
 
 use super::ended::partly;
-use super::group::role_of;
+use super::group_status::role_of;
 use super::target::{Node, Target, all_groups, in_time, said};
 
 /// Between two looks at a change.

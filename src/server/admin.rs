@@ -1,5 +1,6 @@
 //! What operators ask of a host, over gRPC.
 
+mod explain;
 mod host_status;
 mod membership;
 mod metrics;
@@ -22,11 +23,10 @@ use shardhost_storage::convert::position_to_message;
 use tokio::sync::Semaphore;
 use tonic::{Code, Request, Response, Status};
 
+use self::explain::explanation;
 use self::membership::{after_others, membership_reply, requirement_of, with_step};
-pub(super) use self::shown::group_status;
-use self::shown::{page_of_groups, parked_status};
+use self::shown::{group_status, page_of_groups, parked_status};
 use super::catalog::Intentions;
-use super::explain::explanation;
 use super::refusals::{of_membership, of_opening, of_snapshot, of_transfer, refusal};
 use super::replicas::{check_kind, empty_machine_of};
 use super::shard_map::CurrentMap;

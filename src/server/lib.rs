@@ -20,7 +20,6 @@ mod catalog;
 mod certificates;
 pub mod config;
 mod disk_space;
-mod explain;
 mod founding;
 #[cfg(feature = "testing")]
 #[doc(hidden)]

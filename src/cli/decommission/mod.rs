@@ -33,7 +33,7 @@ use self::rules::Rules;
 use super::change::unconfirmed;
 use super::ended::{PARTLY, code_of};
 use super::fill::{Replacement, Step};
-use super::group::config_index;
+use super::group_status::config_index;
 use super::reached::{REQUEST_MS, Reached};
 use super::rebuild;
 use super::target::{Node, Target, channel, in_time};

@@ -22,11 +22,11 @@ pub use self::choose::Step;
 use self::choose::{Nodes, Shard};
 use super::change::unconfirmed;
 use super::ended::{PARTLY, code_of, partly};
-use super::group::config_index;
-use super::member::Replacing;
+use super::group_status::config_index;
 use super::observe::{Leader, Observer};
 use super::output::{Column, number, table};
 use super::reached::{REQUEST_MS, Reached, hand_over, successors};
+use super::replacing::Replacing;
 use super::target::{Node, Target, all_groups, in_time};
 
 /// Steps and troubles that are shown.

@@ -29,7 +29,7 @@ use self::survey::{Old, voters_of};
 pub use self::survey::{Shrunk, Survey, learns, member_on, shrunk};
 use super::change::is_refused;
 use super::ended::PARTLY;
-use super::group::{config_index, role_of};
+use super::group_status::{config_index, role_of};
 use super::reached::{REQUEST_MS, Reached, hand_over};
 use super::serve::Signals;
 use super::target::{Node, Target, said};

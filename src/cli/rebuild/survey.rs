@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use shardhost_proto::admin::GroupStatus;
 use shardhost_proto::log::Member;
 
-use crate::group::role_of;
+use crate::group_status::role_of;
 use crate::reached::Reached;
 
 /// A replica that is to be replaced.

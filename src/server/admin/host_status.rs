@@ -11,11 +11,10 @@ use shardhost_security::Credentials;
 
 use super::metrics::policy_metrics;
 use super::shown::{
-    differing_groups, failed_replicas, impairment, leaderless, missing, short_voters, shrunk,
-    stalled,
+    advertisement_to_wire, differing_groups, failed_replicas, impairment, leaderless, missing,
+    short_voters, shrunk, stalled,
 };
 use super::{AdminService, SAMPLES, WINDOW};
-use crate::explain::advertisement_to_wire;
 
 impl AdminService {
     pub(super) fn host_status(&self) -> wire::HostStatus {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use shardhost_groups::nodes::Advertisement;
 use shardhost_groups::runtime::ParkedReplica;
 use shardhost_groups::{Group, GroupId, GroupStatus, LogIndex, NodeId, ReplicaId, Role};
 use shardhost_proto::{admin as wire, log};
@@ -159,8 +160,16 @@ const fn doubt_name(doubt: Doubt) -> &'static str {
     }
 }
 
+/// What a node says of itself, as it travels.
+pub(super) fn advertisement_to_wire(advertisement: &Advertisement) -> wire::NodeAdvertisement {
+    wire::NodeAdvertisement {
+        capabilities: advertisement.capabilities.iter().cloned().collect(),
+        draining: advertisement.draining,
+    }
+}
+
 /// What a node says of one of its groups.
-pub(in super::super) fn group_status(group: &Group) -> wire::GroupStatus {
+pub(super) fn group_status(group: &Group) -> wire::GroupStatus {
     let status = group.status();
     let (fault, applied) = match &status.role {
         Role::Failed(fault) => (fault.to_string(), group.machine_applied()),

@@ -12,7 +12,7 @@ use shardhost_groups::{Group, GroupStatus, NodeId, ReplicaId, Requirement, Requi
 use shardhost_proto::admin as wire;
 use shardhost_proto::admin::voter_fitness::Fitness;
 
-use super::admin::group_status;
+use super::shown::{advertisement_to_wire, group_status};
 use shardhost::host::Host;
 
 /// How long a replica may take to say what it makes of who could lead.
@@ -23,14 +23,6 @@ const ELIGIBILITY_TIMEOUT: Duration = Duration::from_secs(1);
 struct NodeFacts {
     live: bool,
     advertisement: Option<Advertisement>,
-}
-
-/// What a node says of itself, as it travels.
-pub(super) fn advertisement_to_wire(advertisement: &Advertisement) -> wire::NodeAdvertisement {
-    wire::NodeAdvertisement {
-        capabilities: advertisement.capabilities.iter().cloned().collect(),
-        draining: advertisement.draining,
-    }
 }
 
 /// What this host knows of who leads a group, and who could. Of a replica that stopped or hangs
