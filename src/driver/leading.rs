@@ -116,7 +116,8 @@ impl System {
         let allocator = shared.allocator.lock();
         reply.status = bytes_of(serde_json::to_vec(&allocator.status(shared.now_ms())))?;
         if let Some(group) = asked_about(request.why_group) {
-            reply.why = allocator.why(group);
+            let unread = || "the catalog was not read yet; ask again in a moment".to_owned();
+            reply.why = self.view().map_or_else(unread, |view| allocator.why(&view, group));
             reply.why_unknown = self.is_unknown(group);
         }
         Ok(reply)

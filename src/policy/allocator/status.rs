@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 use shardhost_storage::{GroupId, NodeId};
 
-use super::{Allocator, Change, Step};
+use super::{Allocator, Change, Step, held_of};
+use crate::catalog::{GroupRecord, PlannerMode, View};
 
 /// Groups and changes that are named at most.
 const MAX_NAMED: usize = 100;
@@ -85,6 +86,28 @@ impl MovingReplica {
     }
 }
 
+/// What the rule of a group asks for and is not so, in words; `None`: there is no rule, or it is met.
+fn unmet(view: &View, record: &GroupRecord) -> Option<String> {
+    let held = held_of(record, &view.settings().rules);
+    let rule = held.rule?;
+    let mut unmet = Vec::new();
+    for (learner, what) in [(false, "voters"), (true, "learners")] {
+        if let Some(wanted) = held.wanted(learner).filter(|_| held.lacks(learner) != 0) {
+            let has = i64::from(wanted) - held.lacks(learner);
+            unmet.push(format!("it is to have {what}: {wanted}, and has {has}"));
+        }
+    }
+    let allows = |node: &NodeId| {
+        view.nodes().get(node).is_none_or(|node| {
+            let said = node.advertisement.as_ref();
+            rule.allows(node.zone.as_ref(), said.map_or(&[][..], |said| &said.capabilities))
+        })
+    };
+    let forbidden = held.members.iter().filter(|node| !allows(node));
+    unmet.extend(forbidden.map(|node| format!("its replica on node {node} may not be there")));
+    (!unmet.is_empty()).then(|| format!("by rule {}, {}", rule.name, unmet.join(", ")))
+}
+
 impl Allocator {
     /// The state as of a moment.
     #[must_use]
@@ -112,9 +135,9 @@ impl Allocator {
         }
     }
 
-    /// Why the replicas of a group are where they are.
+    /// Why the replicas of a group are where they are, in the cluster of this catalog.
     #[must_use]
-    pub fn why(&self, group: GroupId) -> String {
+    pub fn why(&self, view: &View, group: GroupId) -> String {
         if let Some(moving) = self.moving.get(&group) {
             let replica = MovingReplica::from(moving.change);
             let stage = if moving.begun { "is under way" } else { "was ordered" };
@@ -130,7 +153,18 @@ impl Allocator {
             let replica = MovingReplica::from(*change);
             return format!("planned: {}, because {}", replica.words(), replica.reason);
         }
-        "its replicas are where they should be, as far as the leader of the system group knows"
-            .to_owned()
+        let is_off = view.settings().replicas.is_none_or(|one| one.mode == PlannerMode::Off);
+        let unmet = view.groups().get(&group).and_then(|record| unmet(view, record));
+        let off = "the mode is off (`shardhost replicas mode on` switches it on)";
+        match (is_off, unmet) {
+            (true, Some(unmet)) => format!("{unmet}; nothing is done about it, because {off}"),
+            (true, None) => format!("its replicas stay where they are, because {off}"),
+            (false, Some(unmet)) => format!(
+                "{unmet}; its turn comes when no node is missing, none came or went for a while, and changes of \
+                 other groups have ended"
+            ),
+            (false, None) => "its replicas are where they should be, as far as the leader of the system group knows"
+                .to_owned(),
+        }
     }
 }

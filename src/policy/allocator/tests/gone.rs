@@ -48,7 +48,7 @@ fn nothing_moves_while_it_is_off_and_in_shadow_it_is_only_shown() {
         assert_eq!(world.pass_at(REPLACE_AFTER), []);
     }
     assert_eq!(world.allocator.status(0).chosen_total, 2, "the catalog's and that of group 7");
-    assert!(world.allocator.why(group(7)).contains("planned: a replica from node 3 to node 4"));
+    assert!(world.why(7).contains("planned: a replica from node 3 to node 4"));
 }
 
 #[test]
@@ -75,8 +75,8 @@ fn a_group_that_no_other_node_can_take_is_named() {
     world.system = [1, 2].map(node).into();
     world.pass_at(0);
     assert_eq!(world.pass_at(REPLACE_AFTER), []);
-    assert!(world.allocator.why(group(7)).contains("end a drain"));
-    assert!(world.allocator.why(group(8)).contains("add a node"));
+    assert!(world.why(7).contains("end a drain"));
+    assert!(world.why(8).contains("add a node"));
     assert_eq!(world.allocator.status(0).stuck_total, 2);
 }
 

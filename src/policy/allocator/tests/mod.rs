@@ -135,6 +135,10 @@ impl World {
         })
     }
 
+    fn why(&self, number: u64) -> String {
+        self.allocator.why(self.catalog.view(), group(number))
+    }
+
     fn lose(&mut self, number: u64) {
         self.live.remove(&node(number));
     }

@@ -121,3 +121,29 @@ fn a_replica_that_can_go_where_the_rule_allows_does_not_wait_for_one_that_cannot
     // The one on node 1 is the only one that may lead.
     assert_eq!(moves(&world.pass_at(REPLACE_AFTER)), [(7, 2, 4)]);
 }
+
+/// What is asked about a group names what its rule lacks, whether anything is done about it or not.
+#[test]
+fn a_rule_that_is_not_met_is_said_and_what_keeps_it_so() {
+    let mut world = World::new(&["a", "a", "b", "b"]);
+    world.create(7, &[1, 2, 3], &[]);
+    world.create(8, &[1, 2], &[]);
+    set_rule(&mut world, Selection::Group(group(7)), |rule| {
+        (rule.voters, rule.learners) = (Some(1), Some(1));
+        rule.zones = [name("a")].into();
+    });
+    world.set(PlannerMode::Off);
+    world.pass_at(0);
+    let why = world.why(7);
+    for says in ["rule rule", "voters: 1, and has 3", "learners: 1, and has 0", "node 3"] {
+        assert!(why.contains(says), "{why}");
+    }
+    assert!(why.contains("the mode is off"), "{why}");
+    assert!(world.why(8).contains("the mode is off"), "{}", world.why(8));
+    // Nothing is refused, and nothing has its turn: a node came a moment ago.
+    set_rule(&mut world, Selection::Group(group(7)), |rule| rule.zones = [name("a")].into());
+    world.set(PlannerMode::On);
+    world.pass_at(1_000);
+    assert!(world.why(7).contains("its turn comes"), "{}", world.why(7));
+    assert!(world.why(8).contains("where they should be"), "{}", world.why(8));
+}
