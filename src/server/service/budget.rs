@@ -6,14 +6,10 @@
 //! given back when the client goes away. A client that takes nothing for [`STALL_TIMEOUT`] while others
 //! wait, for memory or for a stream, loses its connection; one whose batch is not whole by then, its stream.
 //!
-//! Of the batches that are on their way, or wait for room, those of one connection have a share: they come
-//! one after the other, and keep no other connection waiting for more than one of theirs.
-//!
-//! The number of streams is bounded, of the host and of each connection. While others are refused, a
-//! stream that does nothing for [`STALL_TIMEOUT`] ends.
+//! How many streams clients have, and which part of this the batches of one connection have, is in
+//! `stream_places.rs`.
 
 use std::cell::Cell;
-use std::collections::HashMap;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,12 +19,11 @@ use parking_lot::Mutex;
 use shardhost_storage::GroupId;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
-use tonic::Status;
 
 use super::known_bugs::{KnownBug, KnownBugs};
 use super::reads::{Granted, Places, Waits};
-use super::{REQUEST_OVERHEAD_BYTES, SHORT_ANSWER_BYTES};
-use shardhost::transport::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
+use super::stream_places::StreamPlaces;
+use super::{REQUEST_OVERHEAD_BYTES, SHORT_ANSWER_BYTES, STALL_TIMEOUT};
 use shardhost_proto::limits::{MAX_BATCH_BYTES, MAX_BATCH_REQUESTS};
 
 /// Bytes of all clients together, unless the configuration says otherwise.
@@ -36,22 +31,10 @@ pub const DEFAULT_CLIENT_BYTES: usize = 512 * 1024 * 1024;
 /// With less, a single batch would not fit.
 pub const MIN_CLIENT_BYTES: usize =
     4 * (MAX_BATCH_BYTES + MAX_BATCH_REQUESTS * REQUEST_OVERHEAD_BYTES);
-/// Streams that clients may have open at a host.
-pub const MAX_STREAMS: usize = 1_024;
-/// Those that one connection may have of them.
-pub const MAX_STREAMS_PER_CONNECTION: usize = MAX_STREAMS / 32;
-// A batch that waits for its turn stays in the window of its stream. If such batches filled the window of
-// their connection, the one that has its turn could not come, and all would wait for ever.
-const _: () = assert!(
-    MAX_STREAMS_PER_CONNECTION * (STREAM_WINDOW_BYTES as usize) < CONNECTION_WINDOW_BYTES as usize
-);
-/// How long a client may leave an answer where it is, or a batch half sent, while others wait for memory
-/// or a stream.
-pub const STALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// The reads of a group may hold one part in so many: a group that hangs keeps no other from its reads.
-const GROUP_PART: u32 = 4;
 /// The batches of one connection that are on their way have one part in so many of the half for writes.
 const CONNECTION_PART: usize = 4;
+/// The reads of a group may hold one part in so many: a group that hangs keeps no other from its reads.
+const GROUP_PART: u32 = 4;
 /// A request that waits longer than this for memory waits for a client that does not take its
 /// answers.
 const SHORT_WAIT: Duration = Duration::from_millis(50);
@@ -60,7 +43,7 @@ const SHORT_WAIT: Duration = Duration::from_millis(50);
 pub struct ClientBudget {
     reads: Places<Box<dyn HostRead>>,
     writes: Arc<Semaphore>,
-    streams: Mutex<Streams>,
+    pub(super) streams: Arc<StreamPlaces>,
     waits: Mutex<LongWaits>,
     half: u32,
     pub(super) bugs: KnownBugs,
@@ -126,7 +109,8 @@ impl ClientBudget {
     pub(super) fn with_bugs(bytes: usize, bugs: KnownBugs) -> Self {
         let half = u32::try_from(bytes.max(MIN_CLIENT_BYTES) / 2).unwrap_or(u32::MAX / 2);
         let writes = Arc::new(Semaphore::new(half as usize));
-        let streams = Mutex::default();
+        let batches = half as usize / CONNECTION_PART;
+        let streams = Arc::new(StreamPlaces::new(batches, bugs));
         let reads = Places::new(half as usize, half / GROUP_PART);
         Self { reads, writes, streams, waits: Mutex::default(), half, bugs }
     }
@@ -136,60 +120,6 @@ impl ClientBudget {
     pub fn used_bytes(&self) -> usize {
         let free = self.reads.free() + self.writes.available_permits();
         2 * self.half as usize - free
-    }
-
-    /// A place for one more stream of a connection; `None`: the connection is unknown.
-    pub(super) fn stream(self: &Arc<Self>, connection: Option<u64>) -> Result<StreamPlace, Status> {
-        let mut streams = self.streams.lock();
-        if streams.open >= MAX_STREAMS {
-            streams.refused = Some(Instant::now());
-            return Err(Status::resource_exhausted(format!(
-                "this node has {MAX_STREAMS} streams of clients and takes no more; close some, or ask \
-                 another node"
-            )));
-        }
-        let mut arrivals = None;
-        if let Some(connection) = connection {
-            let known = streams.of.entry(connection);
-            let of_connection = known.or_insert_with(|| OfConnection::new(self.share()));
-            if of_connection.open >= MAX_STREAMS_PER_CONNECTION
-                && !self.bugs.has(KnownBug::NoBoundOfStreams)
-            {
-                return Err(Status::resource_exhausted(format!(
-                    "this connection has {MAX_STREAMS_PER_CONNECTION} streams and gets no more; close \
-                     some"
-                )));
-            }
-            of_connection.open += 1;
-            arrivals = Some(Arc::clone(&of_connection.arrivals));
-        }
-        streams.open += 1;
-        Ok(StreamPlace { budget: Arc::clone(self), connection, arrivals })
-    }
-
-    /// What the batches of one connection may take that are on their way: the largest one at least.
-    fn share(&self) -> usize {
-        (self.half as usize / CONNECTION_PART).max(MIN_CLIENT_BYTES / 4)
-    }
-
-    /// Waits until it is the turn of a batch of this size among those of its connection.
-    pub(super) async fn turn(
-        &self,
-        arrivals: &Arc<Semaphore>,
-        bytes: usize,
-    ) -> Option<OwnedSemaphorePermit> {
-        let mut bytes = u32::try_from(bytes.min(self.share())).unwrap_or(u32::MAX);
-        if self.bugs.has(KnownBug::NoShareOfConnection) {
-            bytes = 0;
-        }
-        // The semaphore is never closed.
-        // Waiting for oneself is no lack of memory.
-        Arc::clone(arrivals).acquire_many_owned(bytes).await.ok()
-    }
-
-    /// Whether a client was refused a stream not long ago.
-    pub(super) fn lacks_places(&self) -> bool {
-        self.streams.lock().refused.is_some_and(|refused| refused.elapsed() < STALL_TIMEOUT)
     }
 
     /// Waits until there are `bytes` for the commands of a batch.
@@ -293,14 +223,6 @@ impl ClientBudget {
         self.writes.available_permits()
     }
 
-    /// Streams that are open, and the most that one connection has.
-    #[cfg(test)]
-    pub(super) fn open_streams(&self) -> (usize, usize) {
-        let streams = self.streams.lock();
-        let most = streams.of.values().map(|of_connection| of_connection.open).max();
-        (streams.open, most.unwrap_or(0))
-    }
-
     /// Whether others wait, or did not long ago, for what clients hold.
     pub(super) fn is_scarce(&self) -> bool {
         if self.reads.is_stuck(SHORT_WAIT) {
@@ -361,60 +283,6 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// The streams that are open.
-#[derive(Debug, Default)]
-struct Streams {
-    open: usize,
-    of: HashMap<u64, OfConnection>,
-    /// When one was refused last.
-    refused: Option<Instant>,
-}
-
-/// The streams of one connection.
-#[derive(Debug)]
-struct OfConnection {
-    open: usize,
-    /// Bytes of batches that may be on their way.
-    arrivals: Arc<Semaphore>,
-}
-
-impl OfConnection {
-    fn new(share: usize) -> Self {
-        Self { open: 0, arrivals: Arc::new(Semaphore::new(share)) }
-    }
-}
-
-/// The place of a stream among those of the host and of its connection.
-#[derive(Debug)]
-pub(super) struct StreamPlace {
-    budget: Arc<ClientBudget>,
-    connection: Option<u64>,
-    arrivals: Option<Arc<Semaphore>>,
-}
-
-impl StreamPlace {
-    /// What the batches of its connection take that are on their way; `None`: it is not known whose
-    /// stream it is.
-    pub(super) fn arrivals(&self) -> Option<Arc<Semaphore>> {
-        self.arrivals.clone()
-    }
-}
-
-impl Drop for StreamPlace {
-    fn drop(&mut self) {
-        let mut streams = self.budget.streams.lock();
-        streams.open -= 1;
-        if let Some(connection) = self.connection
-            && let Some(of_connection) = streams.of.get_mut(&connection)
-        {
-            of_connection.open -= 1;
-            if of_connection.open == 0 {
-                streams.of.remove(&connection);
-            }
-        }
-    }
-}
-
 /// Clients hold all the memory that they may.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct NoRoom;
@@ -425,30 +293,6 @@ mod tests {
     use tokio::time::advance;
 
     use super::*;
-
-    #[tokio::test]
-    async fn one_connection_gets_a_part_of_the_streams() {
-        let budget = ClientBudget::new(MIN_CLIENT_BYTES);
-        let mut first: Vec<_> =
-            (0..MAX_STREAMS_PER_CONNECTION).map(|_| budget.stream(Some(1)).unwrap()).collect();
-        let refused = budget.stream(Some(1)).unwrap_err();
-        assert!(refused.message().contains("this connection has"), "{refused}");
-        assert!(!budget.lacks_places(), "others find one");
-        let connections = (MAX_STREAMS / MAX_STREAMS_PER_CONNECTION) as u64;
-        let others: Vec<_> = (2..=connections)
-            .flat_map(|connection| (0..MAX_STREAMS_PER_CONNECTION).map(move |_| connection))
-            .collect();
-        let others: Vec<_> =
-            others.into_iter().map(|connection| budget.stream(Some(connection)).unwrap()).collect();
-        let refused = budget.stream(Some(0)).unwrap_err();
-        assert!(refused.message().contains("this node has"), "{refused}");
-        assert!(budget.lacks_places());
-        first.pop();
-        let last = budget.stream(Some(0)).unwrap();
-        drop((first, others, last));
-        let streams = budget.streams.lock();
-        assert!(streams.open == 0 && streams.of.is_empty(), "{streams:?}");
-    }
 
     #[tokio::test]
     async fn memory_is_scarce_as_long_as_somebody_waits() {
@@ -472,22 +316,6 @@ mod tests {
         drop(all);
         tokio::time::sleep(STALL_TIMEOUT * 2).await;
         assert!(!budget.is_scarce());
-    }
-
-    #[tokio::test]
-    async fn batches_of_one_connection_leave_room_for_those_of_others() {
-        let budget = ClientBudget::new(4 * MIN_CLIENT_BYTES);
-        let (one, other) = (budget.stream(Some(1)).unwrap(), budget.stream(Some(2)).unwrap());
-        let again = budget.stream(Some(1)).unwrap();
-        let turn = async |place: &StreamPlace| {
-            budget.turn(&place.arrivals().unwrap(), usize::MAX).await.unwrap()
-        };
-        tokio::time::pause();
-        let first = turn(&one).await;
-        assert!(timeout(STALL_TIMEOUT, turn(&again)).await.is_err(), "one after the other");
-        let second = turn(&other).await;
-        drop(first);
-        drop((turn(&again).await, second));
     }
 
     /// Hands on what it is given.

@@ -9,6 +9,7 @@
 //! | [`GroupLookup`] | what the services ask of the host |
 //! | [`table_server`], [`queue_server`] | the pipelined services of the two kinds of shard |
 //! | [`ClientBudget`] | what all clients of a host may hold of its memory |
+//! | [`MAX_STREAMS`] | how many streams they may have |
 //! | [`directory_server`] | which shards there are, and who leads them |
 //!
 //! The services know groups by their handles only; who holds which replica, and why, is the
@@ -22,14 +23,18 @@ mod failure;
 pub mod fuzz;
 mod in_flight;
 mod known_bugs;
+#[cfg(test)]
+mod no_groups;
 mod pipeline;
 mod queue;
 mod reads;
 mod session;
+mod stream_places;
 mod table;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::shards::ShardTimes;
 use crate::shards::queue::{MAX_BODY_BYTES, MAX_DELIVERY_BYTES};
@@ -42,13 +47,11 @@ use shardhost_proto::shard_map::ShardMap;
 use shardhost_storage::{GroupId, NodeId};
 use tokio_util::sync::CancellationToken;
 
-pub use self::budget::{
-    ClientBudget, DEFAULT_CLIENT_BYTES, MAX_STREAMS, MAX_STREAMS_PER_CONNECTION, MIN_CLIENT_BYTES,
-    STALL_TIMEOUT,
-};
+pub use self::budget::{ClientBudget, DEFAULT_CLIENT_BYTES, MIN_CLIENT_BYTES};
 pub use self::directory::DirectoryService;
 pub use self::pipeline::{PipelineService, Unread};
 pub use self::queue::QueueProtocol;
+pub use self::stream_places::{MAX_STREAMS, MAX_STREAMS_PER_CONNECTION};
 pub use self::table::TableProtocol;
 use shardhost_proto::limits::MAX_BATCH_BYTES;
 
@@ -61,6 +64,9 @@ pub const MAX_IN_FLIGHT_BYTES: usize = 32 * 1024 * 1024;
 pub const REQUEST_OVERHEAD_BYTES: usize = 512;
 /// An answer of a write that is no longer than this is counted with its command.
 const SHORT_ANSWER_BYTES: usize = 128;
+/// How long a client may leave an answer where it is, or a batch half sent, while others wait for memory
+/// or a stream.
+pub const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a read costs while it runs, beside its answer.
 const READ_TASK_BYTES: usize = 4 * 1024;
 /// Weight of the reads of one stream that may be running or waiting to be sent: a get weighs 1,

@@ -13,7 +13,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes, BytesMut};
 use parking_lot::Mutex;
 use prost::Message;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tonic::Status;
 use tonic::body::Body;
@@ -23,8 +23,9 @@ use tonic::server::NamedService;
 
 use super::counted::decode;
 use crate::service::REQUEST_OVERHEAD_BYTES;
-use crate::service::budget::{ClientBudget, StreamPlace};
+use crate::service::budget::ClientBudget;
 use crate::service::known_bugs::KnownBug;
+use crate::service::stream_places::{Arrivals, StreamPlace};
 use shardhost_proto::limits::{MAX_BATCH_BYTES, MAX_BATCH_REQUESTS};
 
 /// In front of each message: whether it is compressed, and its length.
@@ -100,7 +101,7 @@ pub(super) struct Batches {
     next: NextBytes,
     budget: Arc<ClientBudget>,
     /// Those of the connection that are on their way.
-    arrivals: Option<Arc<Semaphore>>,
+    arrivals: Option<Arrivals>,
     /// What came last, as far as it is not taken.
     rest: Bytes,
     arrival: Arc<Mutex<Arrival>>,
@@ -175,7 +176,7 @@ impl Batches {
         *self.arrival.lock() = Arrival::Waits;
         // Until the batch is there: what it needs then is a matter of its own.
         let _turn = match &self.arrivals {
-            Some(arrivals) => self.budget.turn(arrivals, room).await,
+            Some(arrivals) => arrivals.turn(room).await,
             None => None,
         };
         let permit = match self.budget.bugs.has(KnownBug::ReadBeforeRoom) {

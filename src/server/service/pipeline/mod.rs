@@ -122,7 +122,7 @@ impl<P: Protocol> PipelineService<P> {
     ) -> Result<Response<ReplyStream<P>>, Status> {
         let connection: Option<Connection> = request.extensions().get().cloned();
         let caller = caller_of(&request);
-        let place = self.budget.stream(connection.as_ref().map(Connection::id))?;
+        let place = self.budget.streams.enter(connection.as_ref().map(Connection::id))?;
         let batches = Batches::of(&mut request, &self.budget, &place)?;
         let (replies, receiver) = mpsc::channel(REPLY_BATCHES);
         let (lookup, budget) = (Arc::clone(&self.lookup), Arc::clone(&self.budget));

@@ -17,7 +17,7 @@ use super::reads::{self, Asked, GET, RANGE, Read, Unless};
 use super::stream::{Charge, Outcome, Stream};
 use super::writer::Sent;
 use super::{Plan, Planned, Protocol};
-use crate::service::budget::STALL_TIMEOUT;
+use crate::service::STALL_TIMEOUT;
 use crate::service::{MAX_BATCH_BYTES, REQUEST_OVERHEAD_BYTES};
 
 /// Takes batches until the client ends, errs, or no longer takes replies, or the host stops.

@@ -20,13 +20,14 @@ use tonic::Status;
 use super::arrival::Arrival;
 use super::reads::{Asked, ReadPlaces};
 use super::{Plan, Planned, Protocol};
-use crate::service::budget::{ClientBudget, STALL_TIMEOUT, StreamPlace};
+use crate::service::budget::ClientBudget;
 use crate::service::in_flight::InFlight;
 use crate::service::known_bugs::KnownBug;
 use crate::service::reads::Places;
+use crate::service::stream_places::StreamPlace;
 use crate::service::{
     GroupLookup, MAX_GROUP_READ_WEIGHT, MAX_IN_FLIGHT_BYTES, MAX_IN_FLIGHT_REQUESTS,
-    MAX_READ_WEIGHT,
+    MAX_READ_WEIGHT, STALL_TIMEOUT,
 };
 
 /// What has completed is sent so many at a time.
@@ -269,7 +270,7 @@ impl Stream {
 
     /// Whether others wait for what this stream holds: memory, or its place.
     fn others_wait(&self) -> bool {
-        self.budget.is_scarce() || self.budget.lacks_places()
+        self.budget.is_scarce() || self.budget.streams.are_lacking()
     }
 
     /// Why the stream must end for others, if it must: its batch does not become whole while they wait for
@@ -290,7 +291,7 @@ impl Stream {
             }
             Arrival::Nothing
                 if self.is_idle()
-                    && self.budget.lacks_places()
+                    && self.budget.streams.are_lacking()
                     && !self.budget.bugs.has(KnownBug::IdleStay) =>
             {
                 Some(Status::unavailable(format!(
@@ -322,39 +323,15 @@ impl Stream {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
-    use shardhost_proto::shard_map::ShardMap;
-    use shardhost_storage::NodeId;
     use tokio::time::advance;
 
     use super::*;
-    use crate::service::budget::{MAX_STREAMS, MIN_CLIENT_BYTES};
-    use crate::shards::ShardTimes;
-
-    struct Nothing;
-
-    impl GroupLookup for Nothing {
-        fn group(&self, _: GroupId) -> Option<Group> {
-            None
-        }
-
-        fn map(&self) -> Option<Arc<ShardMap>> {
-            None
-        }
-
-        fn times(&self) -> Arc<ShardTimes> {
-            Arc::default()
-        }
-
-        fn addresses(&self) -> BTreeMap<NodeId, String> {
-            BTreeMap::new()
-        }
-    }
+    use crate::service::no_groups::NoGroups;
+    use crate::service::{MAX_STREAMS, MIN_CLIENT_BYTES};
 
     fn stream(budget: &Arc<ClientBudget>) -> (Stream, Arc<Mutex<Arrival>>) {
-        let (place, arrival) = (budget.stream(Some(1)).unwrap(), Arc::default());
-        let lookup = Arc::new(Nothing);
+        let (place, arrival) = (budget.streams.enter(Some(1)).unwrap(), Arc::default());
+        let lookup = Arc::new(NoGroups);
         let stream =
             Stream::new(lookup, Arc::clone(budget), place, Arc::clone(&arrival), Caller::Unchecked);
         (stream, arrival)
@@ -362,8 +339,8 @@ mod tests {
 
     /// Takes all places that are left, and asks for one more.
     fn lacking(budget: &Arc<ClientBudget>) -> Vec<StreamPlace> {
-        let places: Vec<_> = std::iter::from_fn(|| budget.stream(None).ok()).collect();
-        assert!(places.len() < MAX_STREAMS && budget.lacks_places() && !budget.is_scarce());
+        let places: Vec<_> = std::iter::from_fn(|| budget.streams.enter(None).ok()).collect();
+        assert!(places.len() < MAX_STREAMS && budget.streams.are_lacking() && !budget.is_scarce());
         places
     }
 

@@ -14,7 +14,7 @@ use tonic::Status;
 use super::Protocol;
 use super::reads::{ReadPlaces, refuse_late};
 use super::stream::{Charge, Completed, Outcome, Stream};
-use crate::service::budget::STALL_TIMEOUT;
+use crate::service::STALL_TIMEOUT;
 use crate::service::known_bugs::KnownBug;
 use crate::service::{GroupLookup, failure};
 use shardhost::transport::Connection;

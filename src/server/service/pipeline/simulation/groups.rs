@@ -1,6 +1,6 @@
 //! What is asked of groups, and what they answer: a model.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use rand::Rng;
 use rand::rngs::StdRng;
 use shardhost_groups::{
-    Applied, Group, LogIndex, ProposalSink, ProposeError, ReadError, ReadMode, Term, UnknownCause,
+    Applied, LogIndex, ProposalSink, ProposeError, ReadError, ReadMode, Term, UnknownCause,
 };
 use shardhost_proto::client::table_reply::Result as Answer;
 use shardhost_proto::client::table_request::Operation;
@@ -18,8 +18,7 @@ use shardhost_proto::client::{
 };
 use shardhost_proto::grants::Grant;
 use shardhost_proto::limits::MAX_BATCH_BYTES;
-use shardhost_proto::shard_map::ShardMap;
-use shardhost_storage::{GroupId, NodeId};
+use shardhost_storage::GroupId;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -30,10 +29,7 @@ use super::super::stream::{Charge, Outcome, Stream};
 use super::super::{Plan, Planned, Protocol};
 use crate::service::budget::{HeldBytes, HostRead};
 use crate::service::known_bugs::KnownBug;
-use crate::service::{
-    GroupLookup, MAX_GET_ANSWER_BYTES, MAX_RANGE_ANSWER_BYTES, SHORT_ANSWER_BYTES,
-};
-use crate::shards::ShardTimes;
+use crate::service::{MAX_GET_ANSWER_BYTES, MAX_RANGE_ANSWER_BYTES, SHORT_ANSWER_BYTES};
 use crate::shards::time::Stamps;
 
 /// What a group does not answer within is given up, as real groups do.
@@ -91,26 +87,6 @@ impl Protocol for Modelled {
 
     fn replies(replies: Vec<TableReply>) -> TableReplies {
         TableReplies { replies }
-    }
-}
-
-pub(super) struct NoGroups;
-
-impl GroupLookup for NoGroups {
-    fn group(&self, _: GroupId) -> Option<Group> {
-        None
-    }
-
-    fn map(&self) -> Option<Arc<ShardMap>> {
-        None
-    }
-
-    fn times(&self) -> Arc<ShardTimes> {
-        Arc::default()
-    }
-
-    fn addresses(&self) -> BTreeMap<NodeId, String> {
-        BTreeMap::new()
     }
 }
 

@@ -21,11 +21,10 @@ use super::super::arrival::{Arrival, Batches};
 use super::super::stream::Stream;
 use super::super::writer::{self, ReplyStream};
 use super::super::{REPLY_BATCHES, reader};
-use super::groups::{Groups, HUNG, Modelled, NoGroups, UNCOUNTED, zeros};
-use crate::service::budget::{
-    ClientBudget, MAX_STREAMS_PER_CONNECTION, MIN_CLIENT_BYTES, STALL_TIMEOUT,
-};
+use super::groups::{Groups, HUNG, Modelled, UNCOUNTED, zeros};
 use crate::service::known_bugs::{KnownBug, KnownBugs};
+use crate::service::no_groups::NoGroups;
+use crate::service::{ClientBudget, MAX_STREAMS_PER_CONNECTION, MIN_CLIENT_BYTES, STALL_TIMEOUT};
 
 /// Clients that do not behave, at a time.
 const HOSTILE_AT_ONCE: usize = 6;
@@ -155,7 +154,7 @@ impl World {
 
     /// Opens a stream, as the service does.
     fn open(&self, connection: u64) -> Option<Open> {
-        let place = self.budget.stream(Some(connection)).ok()?;
+        let place = self.budget.streams.enter(Some(connection)).ok()?;
         let (bytes, received) = mpsc::unbounded_channel();
         let batches = Batches::fed(received, &self.budget, &place);
         let arrival = batches.arrival();
@@ -255,7 +254,7 @@ impl World {
         if used > self.limit {
             return Err(format!("{used} bytes are charged, the limit is {}", self.limit));
         }
-        let (_, most) = self.budget.open_streams();
+        let (_, most) = self.budget.streams.open();
         if most > MAX_STREAMS_PER_CONNECTION {
             return Err(format!("a connection has {most} streams"));
         }
@@ -433,7 +432,7 @@ impl World {
             advance(Duration::from_secs(1)).await;
         }
         self.settle().await?;
-        let (used, (streams, _)) = (self.budget.used_bytes(), self.budget.open_streams());
+        let (used, (streams, _)) = (self.budget.used_bytes(), self.budget.streams.open());
         match (used, streams) {
             (0, 0) => Ok(()),
             _ => Err(format!("all are gone, and {used} bytes are charged for {streams} streams")),
