@@ -93,10 +93,9 @@ async fn pass(
     let group = inner.host.group(SYSTEM_GROUP);
     let membership = group.map(|group| group.membership());
     let members = membership.iter().flat_map(|membership| membership.members.values());
-    let system: BTreeSet<NodeId> = members.clone().map(|member| member.node).collect();
-    let learners = members.filter(|member| !member.voter && !member.outgoing_voter);
-    let system_learners: BTreeSet<NodeId> = learners.map(|member| member.node).collect();
-    let system_learners: Vec<NodeId> = system_learners.into_iter().collect();
+    let system: BTreeSet<NodeId> = members.map(|member| member.node).collect();
+    let learners = membership.iter().flat_map(|membership| membership.nodes_without_vote());
+    let system_learners: Vec<NodeId> = learners.collect();
     let impaired = inner.host.impaired_nodes();
     let (view, live, shared) = (Arc::clone(view), Arc::clone(live), shared.clone());
     let passed = tokio::task::spawn_blocking(move || {

@@ -54,7 +54,7 @@ impl Inner {
 
     /// Tries orders side by side.
     pub(super) fn try_all(self: &Arc<Self>, orders: Vec<Order>) -> BoxStream<'static, Outcome> {
-        let lives: Arc<BTreeMap<NodeId, u64>> = Arc::new(self.lives());
+        let lives: Arc<BTreeMap<NodeId, u64>> = Arc::new(self.host.peer_incarnations());
         let inner = Arc::clone(self);
         stream::iter(orders)
             .map(move |order| Arc::clone(&inner).try_one(order, Arc::clone(&lives)))
@@ -75,12 +75,6 @@ impl Inner {
             tier: Tier::Count,
             bundle: 0,
         })
-    }
-
-    /// The lives of the other nodes that this host knows.
-    fn lives(&self) -> BTreeMap<NodeId, u64> {
-        let peers = self.host.transport_stats().peers.into_iter();
-        peers.filter_map(|peer| Some((peer.node, peer.incarnation?))).collect()
     }
 
     async fn try_one(self: Arc<Self>, order: Order, lives: Arc<BTreeMap<NodeId, u64>>) -> Outcome {

@@ -113,7 +113,8 @@ impl Driver {
         if mode == Mode::Off {
             self.executor.lock().control(mode, stopped);
         } else if self.gathering.is_empty() {
-            self.planner_inputs.look_who_is_alive(&live_nodes(&inner), self.clock.now_ms());
+            self.planner_inputs
+                .look_who_is_alive(&inner.host.live_incarnations(), self.clock.now_ms());
             let known = self.planner_inputs.known_digests();
             self.gathering.push(tokio::spawn(gather(
                 inner,
@@ -174,13 +175,6 @@ impl Driver {
             }
         }
     }
-}
-
-/// Processes whose heartbeats this host receives, and its own.
-fn live_nodes(inner: &Inner) -> BTreeMap<NodeId, u64> {
-    let peers = inner.host.transport_stats().peers.into_iter().filter(|peer| peer.live);
-    let peers = peers.filter_map(|peer| Some((peer.node, peer.incarnation?)));
-    peers.chain([(inner.host.node_id(), inner.host.incarnation())]).collect()
 }
 
 /// Asks every node for its report, and waits for those that answer in time.

@@ -90,11 +90,11 @@ impl Inner {
         if status.role != Role::Leader {
             return Replaced::NotLeader(status.leader.map(|hint| hint.node));
         }
-        if let Some(old) = order.step.old().filter(|old| order.gone && self.answers(*old)) {
+        if let Some(old) = order.step.old().filter(|old| order.gone && self.host.hears(*old)) {
             return Replaced::Refused(format!("node {old} answers its leader"));
         }
         let takes_part = |node: NodeId| self.takes_part(&status, node);
-        let answers = |node: NodeId| self.answers(node);
+        let answers = |node: NodeId| self.host.hears(node);
         let step = match next_step(&status.membership, order, answers, takes_part) {
             Ok(step) => step,
             Err(why) => return Replaced::Refused(why),
@@ -163,13 +163,7 @@ impl Inner {
             (peer.recently_active || status.hibernating) && behind <= MAX_LAG
         };
         let peer = status.peers.iter().find(|peer| peer.node == node);
-        node == self.host.node_id() || self.answers(node) && peer.is_some_and(is_near)
-    }
-
-    /// Whether a node answers this host.
-    fn answers(&self, node: NodeId) -> bool {
-        let mut peers = self.host.transport_stats().peers.into_iter();
-        node == self.host.node_id() || peers.any(|peer| peer.node == node && peer.live)
+        node == self.host.node_id() || self.host.hears(node) && peer.is_some_and(is_near)
     }
 }
 

@@ -159,7 +159,7 @@ impl Host {
     /// The last advertisement of a peer; `None`: none was received since this host started.
     #[must_use]
     pub fn peer_advertisement(&self, node: NodeId) -> Option<Advertisement> {
-        self.transport_stats().peers.into_iter().find(|peer| peer.node == node)?.advertisement
+        self.inner.transport.advertisement_of(node)
     }
 
     fn change_advertisement(&self, change: impl FnOnce(&mut Advertisement)) {

@@ -12,7 +12,7 @@ mod memory;
 mod replicas;
 mod versions;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -214,19 +214,29 @@ impl Host {
     pub fn transport_stats(&self) -> TransportStats {
         self.inner.transport.stats()
     }
+    /// Whether this host receives heartbeats of a node, or is that node.
+    #[must_use]
+    pub fn hears(&self, node: NodeId) -> bool {
+        node == self.node_id() || self.inner.transport.is_live(node)
+    }
     /// The nodes whose heartbeats this host receives, and its own.
     pub(crate) fn live_nodes(&self) -> BTreeSet<NodeId> {
-        let peers = self.transport_stats().peers.into_iter().filter(|peer| peer.live);
-        peers.map(|peer| peer.node).chain([self.node_id()]).collect()
+        self.live_incarnations().into_keys().collect()
+    }
+    /// The processes whose heartbeats this host receives, and its own.
+    pub(crate) fn live_incarnations(&self) -> BTreeMap<NodeId, u64> {
+        let mut live = self.inner.transport.incarnations(true);
+        live.insert(self.node_id(), self.incarnation());
+        live
+    }
+    /// The newest incarnations that this host has seen of the others, also of those that it does not hear.
+    pub(crate) fn peer_incarnations(&self) -> BTreeMap<NodeId, u64> {
+        self.inner.transport.incarnations(false)
     }
     /// Nodes that say that something is wrong with them.
     pub(crate) fn impaired_nodes(&self) -> BTreeSet<NodeId> {
         let own = self.advertisement().impaired.map(|_| self.node_id());
-        let peers = self.transport_stats().peers.into_iter();
-        let says = |peer: &crate::transport::PeerStats| {
-            peer.advertisement.as_ref().is_some_and(|said| said.impaired.is_some())
-        };
-        peers.filter(says).map(|peer| peer.node).chain(own).collect()
+        self.inner.transport.impaired().into_iter().chain(own).collect()
     }
     /// A node is said to be reached there: see [`GrpcTransport::is_said_to_be_at`].
     pub(crate) fn node_is_said_to_be_at(&self, node: NodeId, address: &str) {

@@ -58,8 +58,7 @@ pub(super) async fn remove(
     if !view.nodes().contains_key(&node) {
         return Err(of_catalog(&Refusal::UnknownNode { node }.into()));
     }
-    let mut peers = host.transport_stats().peers.into_iter();
-    if node == host.node_id() || peers.any(|peer| peer.node == node && peer.live) {
+    if host.hears(node) {
         let message = format!(
             "node {node} runs; move its replicas away (`shardhost node decommission {node}`) and stop it first"
         );

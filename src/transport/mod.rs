@@ -56,6 +56,7 @@ mod starts;
 pub mod stats;
 mod versions;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -203,6 +204,27 @@ impl GrpcTransport {
             // A change of the address, to the same one.
             peer.address.send_modify(|_| {});
         }
+    }
+
+    /// Whether heartbeats of a peer are received. Asked often, as the next three are: of [`Self::stats`] every
+    /// peer makes texts and takes locks.
+    pub(crate) fn is_live(&self, node: NodeId) -> bool {
+        self.shared.peer(node).is_some_and(|peer| peer.liveness.is_live())
+    }
+
+    /// The newest incarnation seen of each peer; of the live ones only, if asked.
+    pub(crate) fn incarnations(&self, live_only: bool) -> BTreeMap<NodeId, u64> {
+        self.shared.incarnations(live_only)
+    }
+
+    /// The last advertisement of the newest incarnation of a peer.
+    pub(crate) fn advertisement_of(&self, node: NodeId) -> Option<Advertisement> {
+        self.shared.peer(node)?.liveness.advertisement()
+    }
+
+    /// The peers that say that something is wrong with them.
+    pub(crate) fn impaired(&self) -> Vec<NodeId> {
+        self.shared.impaired()
     }
 
     /// What was counted since the start.

@@ -141,6 +141,23 @@ impl Shared {
         self.peers.load().get(&node).cloned()
     }
 
+    /// The newest incarnation seen of each peer; of the live ones only, if asked.
+    pub fn incarnations(&self, live_only: bool) -> BTreeMap<NodeId, u64> {
+        let peers = self.peers.load();
+        let known = |peer: &Arc<Peer>| Some((peer.node, peer.liveness.incarnation()?));
+        let asked = peers.values().filter(|peer| !live_only || peer.liveness.is_live());
+        asked.filter_map(known).collect()
+    }
+
+    /// The peers that say that something is wrong with them.
+    pub fn impaired(&self) -> Vec<NodeId> {
+        let peers = self.peers.load();
+        let says = |peer: &&Arc<Peer>| {
+            peer.liveness.advertisement().is_some_and(|said| said.impaired.is_some())
+        };
+        peers.values().filter(says).map(|peer| peer.node).collect()
+    }
+
     pub fn stats(&self) -> TransportStats {
         let peers = self.peers.load().values().map(|peer| peer.stats()).collect();
         let mut stats = self.counters.stats(peers);

@@ -1,6 +1,6 @@
 //! Stored data: entries, hard state, membership, and batches of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::num::NonZeroU64;
 
@@ -175,7 +175,7 @@ impl Membership {
     /// node ids, so that every node derives the same ids from the same set.
     #[must_use]
     pub fn initial(voters: impl IntoIterator<Item = NodeId>) -> Self {
-        let nodes: std::collections::BTreeSet<NodeId> = voters.into_iter().collect();
+        let nodes: BTreeSet<NodeId> = voters.into_iter().collect();
         let members = (1..)
             .zip(nodes)
             .filter_map(|(id, node)| Some((ReplicaId::new(id)?, Member::voter(node))))
@@ -212,6 +212,15 @@ impl Membership {
     pub fn learners(&self) -> impl Iterator<Item = (ReplicaId, NodeId)> + '_ {
         let learners = self.members.iter().filter(|(_, member)| member.learner);
         learners.map(|(id, member)| (*id, member.node))
+    }
+
+    /// The nodes whose replicas have no vote. One that has its vote in either half of a joint change is none of
+    /// them: it decides there.
+    #[must_use]
+    pub fn nodes_without_vote(&self) -> BTreeSet<NodeId> {
+        let members = self.members.values();
+        let without = members.filter(|member| !member.voter && !member.outgoing_voter);
+        without.map(|member| member.node).collect()
     }
 
     /// The id for the next replica that is added; `None` when all ids are used up.
@@ -378,4 +387,27 @@ impl GroupWrite {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LogBatch {
     pub writes: Vec<GroupWrite>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_votes_in_a_half_of_a_joint_change_is_not_without_a_vote() {
+        let member = |voter, outgoing_voter, learner| Member {
+            voter,
+            outgoing_voter,
+            learner,
+            ..Member::learner(NodeId::must(1))
+        };
+        let without = |member| {
+            let members = BTreeMap::from([(ReplicaId::must(1), member)]);
+            !Membership { members, ..Membership::default() }.nodes_without_vote().is_empty()
+        };
+        assert!(without(member(false, false, true)), "a learner");
+        assert!(!without(member(true, false, false)), "a voter, or one that comes");
+        assert!(!without(member(false, true, true)), "a voter that becomes a learner");
+        assert!(!without(member(false, true, false)), "a voter that leaves");
+    }
 }

@@ -226,7 +226,7 @@ async fn a_clone_that_comes_and_goes_leaves_the_node_where_it_was() {
     let process_of_two = |host: &Host| {
         let peers = host.transport_stats().peers;
         let peer = peers.into_iter().find(|peer| peer.node == two).unwrap();
-        (peer.live, peer.incarnation)
+        (host.hears(two), peer.incarnation)
     };
 
     let starts = |node: &str| directory.path().join(node).join("incarnation");

@@ -24,11 +24,9 @@ pub(super) fn news_of_members(view: &View, status: &GroupStatus) -> Option<Opera
     let config_index = status.config_index();
     let reported = known.reported.as_ref();
     let newer = reported.is_none_or(|known| known.config_index < config_index);
-    let learners = || members.values().filter(|member| !member.voter && !member.outgoing_voter);
-    let learners: BTreeSet<NodeId> = learners().map(|member| member.node).collect();
     // Programs that know no such reports may run.
     let may_tell = view.settings().cluster_version >= RULES_KNOWN;
-    let learners = may_tell.then_some(learners);
+    let learners = may_tell.then(|| status.membership.nodes_without_vote());
     let more = reported.is_some_and(|known| {
         let lacks = known.founding.is_none() || known.learners.is_none() && may_tell;
         known.config_index == config_index && lacks
