@@ -16,7 +16,7 @@ use shardhost_proto::balance::ViewRequest;
 use shardhost_proto::balance::balance_client::BalanceClient;
 
 use super::ended::PARTLY;
-use super::output::{Column, number, table};
+use super::output::{Column, counted, number, table};
 use super::planner as planner_cli;
 use super::shown::shown;
 use super::target::{Node, Target, channel, promptly, said};
@@ -235,7 +235,7 @@ fn summary(plan: &Plan) -> String {
     if moves == 0 {
         return "nothing to move: no placement is better than this one".to_owned();
     }
-    format!("{} moves, {} of them in the first round", number(moves as u64), plan.moves.len())
+    format!("{}, {} of them in the first round", counted(moves as u64, "move"), plan.moves.len())
 }
 
 async fn balance(target: &Target) -> anyhow::Result<ExitCode> {
@@ -304,7 +304,8 @@ fn report(
         println!("{shown}");
     } else {
         let partly = if missing.is_some() { "partly balanced: " } else { "" };
-        println!("{partly}{} leaderships moved in {rounds} rounds", number(moved));
+        let (moved, rounds) = (counted(moved, "leadership"), counted(rounds as u64, "round"));
+        println!("{partly}{moved} moved in {rounds}");
         failed.iter().take(SHOWN).for_each(|error| println!("not moved: {error}"));
         if let Some(missing) = &missing {
             println!("{missing}");

@@ -7,8 +7,8 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use shardhost::wall_clock;
 use shardhost_policy::catalog::{
-    Answer, Command, Content, Done, Operation, Query, Record, RecordKey, RecordKind, Revision,
-    Settings, decode_reply,
+    Answer, Command, Content, Done, Name, Operation, Query, Record, RecordKey, RecordKind,
+    Revision, Settings, Subject, decode_reply,
 };
 use shardhost_proto::system::catalog_reply::Reply;
 use shardhost_proto::system::system_client::SystemClient;
@@ -17,7 +17,7 @@ use shardhost_security::channel::{Channel, is_not_sent};
 use tokio::time::Instant;
 
 use super::change::unconfirmed;
-use super::ended::partly;
+use super::ended::{partly, senseless};
 use super::target::{Node, Target, channel, promptly, said};
 
 /// Between two tries to find who leads.
@@ -39,6 +39,11 @@ impl Kind {
             Self::Question => anyhow::anyhow!("{what}; {advice}"),
         }
     }
+}
+
+/// A name as it was typed.
+pub fn typed_name(subject: Subject, text: &str) -> anyhow::Result<Name> {
+    Name::new(subject, text).map_err(|refusal| senseless(refusal.to_string()))
 }
 
 /// The catalog of a cluster.

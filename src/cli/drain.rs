@@ -17,7 +17,7 @@ use shardhost_security::channel::Channel;
 use super::catalog::Catalog;
 use super::change::confirmed;
 use super::ended::{PARTLY, partly};
-use super::output::{Cell, facts, number, span};
+use super::output::{Cell, by_count, counted, facts, number, span};
 use super::reached;
 use super::target::{Node, Target, admin, all_groups, channel, promptly, said};
 
@@ -224,14 +224,15 @@ impl Unled {
     }
 
     fn words(&self, node: u64) -> String {
-        let groups = number(self.groups);
+        let groups = counted(self.groups, "group");
+        let has = by_count(self.groups, "has", "have");
         let silent: Vec<_> = self.silent.iter().map(ToString::to_string).collect();
         let silent = match silent.is_empty() {
             true => String::new(),
             false => format!("; nodes that do not answer: {}", silent.join(", ")),
         };
         format!(
-            "partly done: node {node} leads nothing, but {groups} groups have no leader of those that it \
+            "partly done: node {node} leads nothing, but {groups} {has} no leader of those that it \
              holds{silent}"
         )
     }
@@ -243,24 +244,24 @@ const NEWS_PATIENCE: Duration = Duration::from_secs(3);
 /// Why a node that was to be drained is not empty and kept empty; `None`: it is.
 fn what_is_missing(status: &DrainStatus) -> Option<String> {
     let DrainStatus { node, left, draining, .. } = status;
-    let left = number(*left);
+    let left = counted(*left, "group");
     if !draining {
         return Some(format!(
-            "the drain of node {node} is over, it was ended or given up: the node leads {left} groups, \
+            "the drain of node {node} is over, it was ended or given up: the node leads {left}, \
              and takes leaderships"
         ));
     }
     match status.state() {
         State::Done if status.left == 0 => None,
         State::Done => Some(format!(
-            "node {node} still leads {left} groups that cannot move at present; it keeps trying: \
+            "node {node} still leads {left} that cannot move at present; it keeps trying: \
              `shardhost drain status {node}` says why"
         )),
         State::Overdue => Some(format!(
-            "node {node} still leads {left} groups after its deadline; it keeps trying: `shardhost \
+            "node {node} still leads {left} after its deadline; it keeps trying: `shardhost \
              drain status {node}` says why"
         )),
-        _ => Some(format!("node {node} still leads {left} groups")),
+        _ => Some(format!("node {node} still leads {left}")),
     }
 }
 

@@ -142,6 +142,16 @@ pub fn number(value: u64) -> String {
     shown
 }
 
+/// So many of a thing, by its word for one of them.
+pub fn counted(count: u64, thing: &str) -> String {
+    format!("{} {thing}{}", number(count), by_count(count, "", "s"))
+}
+
+/// What is said of one thing, or of several.
+pub const fn by_count<'a>(count: u64, one: &'a str, several: &'a str) -> &'a str {
+    if count == 1 { one } else { several }
+}
+
 /// A whole number as it is typed, or as [`number`] prints it.
 pub fn whole(text: &str) -> Result<u64, String> {
     let plain = text.replace(',', "");
@@ -212,6 +222,12 @@ mod tests {
     fn thousands_stand_apart() {
         let shown = [0, 7, 999, 1_000, 208_668, 1_234_567].map(number);
         assert_eq!(shown, ["0", "7", "999", "1,000", "208,668", "1,234,567"]);
+    }
+
+    #[test]
+    fn one_thing_is_no_several() {
+        let all = [0, 1, 2, 1_000].map(|count| counted(count, "voter"));
+        assert_eq!(all, ["0 voters", "1 voter", "2 voters", "1,000 voters"]);
     }
 
     #[test]

@@ -1,15 +1,14 @@
 //! `shardhost group place`: where the leader of a group is wanted.
 
-use anyhow::Context;
 use clap::Args;
 use serde_json::json;
 use shardhost::{GroupId, NodeId};
 use shardhost_policy::catalog::{
-    Name, Operation, Place, Placement, Record, RecordKey, Revision, Subject,
+    Operation, Place, Placement, Record, RecordKey, Revision, Subject,
 };
 
-use super::catalog::Catalog;
-use super::ended::partly;
+use super::catalog::{Catalog, typed_name};
+use super::ended::{partly, senseless};
 use super::output::whole;
 use super::target::Target;
 
@@ -64,9 +63,11 @@ pub async fn place(arguments: &PlaceArguments) -> anyhow::Result<()> {
 }
 
 fn placement_of(arguments: &PlaceArguments) -> anyhow::Result<Placement> {
-    let pin = arguments.pin.map(|node| NodeId::new(node).context("nodes are numbered from 1"));
+    let pin = arguments
+        .pin
+        .map(|node| NodeId::new(node).ok_or_else(|| senseless("nodes are numbered from 1")));
     let places = arguments.prefer.iter().map(|text| place_of(text));
-    let spread = arguments.spread.as_deref().map(|word| Name::new(Subject::Spread, word));
+    let spread = arguments.spread.as_deref().map(|word| typed_name(Subject::Spread, word));
     Ok(Placement {
         pin: pin.transpose()?,
         preference: places.collect::<anyhow::Result<_>>()?,
@@ -76,12 +77,12 @@ fn placement_of(arguments: &PlaceArguments) -> anyhow::Result<Placement> {
 
 fn place_of(text: &str) -> anyhow::Result<Place> {
     if let Some(zone) = text.strip_prefix("zone/") {
-        return Ok(Place::Zone(Name::new(Subject::Zone, zone)?));
+        return Ok(Place::Zone(typed_name(Subject::Zone, zone)?));
     }
     let node = text.parse().ok().and_then(NodeId::new);
-    let node =
-        node.with_context(|| format!("`{text}` is neither a number of a node nor zone/NAME"))?;
-    Ok(Place::Node(node))
+    let node = node
+        .ok_or_else(|| senseless(format!("`{text}` is neither a number of a node nor zone/NAME")));
+    Ok(Place::Node(node?))
 }
 
 fn described(placement: &Placement) -> String {
@@ -101,14 +102,20 @@ fn described(placement: &Placement) -> String {
 
 #[cfg(test)]
 mod tests {
+    use shardhost_policy::catalog::Name;
+
     use super::*;
+    use crate::ended::code_of;
 
     #[test]
     fn a_place_is_a_node_or_a_zone() {
         assert_eq!(place_of("3").unwrap(), Place::Node(NodeId::must(3)));
         let zone = Name::new(Subject::Zone, "rack-7").unwrap();
         assert_eq!(place_of("zone/rack-7").unwrap(), Place::Zone(zone));
-        let refused = place_of("rack-7").unwrap_err().to_string();
-        assert!(refused.contains("zone/NAME"), "{refused}");
+        for (text, says) in [("rack-7", "zone/NAME"), ("0", "zone/NAME"), ("zone/R 7", "no zone")] {
+            let refused = place_of(text).unwrap_err();
+            assert!(refused.to_string().contains(says), "{refused}");
+            assert_eq!(code_of(&refused), 2, "{refused}");
+        }
     }
 }

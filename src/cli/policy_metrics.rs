@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use shardhost::groups::RejectReason;
 use shardhost_proto::admin::{PolicyMetrics, ReasonCount};
 
-use super::output::{Column, millis, number, table};
+use super::output::{Column, counted, millis, number, table};
 
 const COLUMNS: [Column; 11] = [
     Column::Right("node"),
@@ -64,7 +64,7 @@ fn row(node: u64, metrics: &PolicyMetrics) -> Vec<String> {
 fn refusal(node: u64, words: &str, one: &ReasonCount) -> String {
     let why = RejectReason::by_name(&one.reason);
     let why = why.map_or_else(String::new, |reason| format!(": {}", reason.words()));
-    format!("node {node} {words}, {} times{why} [{}]", number(one.count), one.reason)
+    format!("node {node} {words}, {}{why} [{}]", counted(one.count, "time"), one.reason)
 }
 
 /// The same for programs.

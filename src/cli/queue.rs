@@ -18,7 +18,7 @@ use shardhost_proto::limits::MAX_RECEIVE;
 
 use self::gather::{Bounds, Failure, Failures, News};
 use super::ended::{PARTLY, partly};
-use super::output::{Column, bytes_json, number, table, text, whole, whole_in};
+use super::output::{Column, bytes_json, counted, number, table, text, whole, whole_in};
 use super::target::Target;
 
 /// What to do.
@@ -272,9 +272,12 @@ async fn acknowledge(receipts: &[Receipt], target: &Target) -> anyhow::Result<Ex
             })
         ),
         false if *unknown > 0 => {
-            println!("{acked} messages removed, of {unknown} more that is unknown");
+            println!(
+                "{} removed, of {unknown} more that is unknown",
+                counted(*acked as u64, "message")
+            );
         }
-        false => println!("{acked} messages removed"),
+        false => println!("{} removed", counted(*acked as u64, "message")),
     }
     for (shard, failure) in failed {
         eprintln!("shard {shard}: {}", failure.text);

@@ -3,17 +3,17 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::bail;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use shardhost::GroupId;
 use shardhost_policy::catalog::{
-    Label, MAX_RULED_LEARNERS, MAX_RULED_VOTERS, Name, NodeRecord, Operation, PlannerMode, Record,
-    RecordKind, ReplicaRule, Selection, Settings, Subject, rule_of,
+    GroupState, Label, MAX_RULED_LEARNERS, MAX_RULED_VOTERS, Name, NodeRecord, Operation,
+    PlannerMode, Record, RecordKind, ReplicaRule, Selection, Settings, Subject, rule_of,
 };
 
-use super::catalog::Catalog;
-use super::output::{Column, number, table, whole};
+use super::catalog::{Catalog, typed_name};
+use super::ended::senseless;
+use super::output::{Column, counted, number, table, whole};
 use super::target::Target;
 
 /// What is done with rules.
@@ -90,15 +90,23 @@ fn voters(text: &str) -> Result<u32, String> {
     })
 }
 
+/// A rule for a kind that no node can hold would wait for groups that never come.
+fn known_kind(text: &str) -> anyhow::Result<Name> {
+    shardhost_server::check_kind(text).map_err(senseless)?;
+    typed_name(Subject::Kind, text)
+}
+
 impl GroupsArguments {
     fn selection(&self) -> anyhow::Result<Selection> {
         Ok(match (&self.kind, &self.label, self.group) {
-            (Some(kind), None, None) => Selection::Kind(Name::new(Subject::Kind, kind)?),
+            (Some(kind), None, None) => Selection::Kind(known_kind(kind)?),
             (None, Some(label), None) => {
                 let Some((key, value)) = label.split_once('=') else {
-                    bail!("{label:?} is no label; it is written KEY=VALUE");
+                    return Err(senseless(format!(
+                        "{label:?} is no label; it is written KEY=VALUE"
+                    )));
                 };
-                let key = Name::new(Subject::Label, key)?;
+                let key = typed_name(Subject::Label, key)?;
                 Selection::Label(Label { key, value: value.into() })
             }
             (None, None, Some(group)) => Selection::Group(GroupId::new(group)),
@@ -112,14 +120,14 @@ impl SetArguments {
         let names = |subject: Subject, texts: &[String]| {
             let mut names: Vec<Name> = Vec::new();
             for text in texts {
-                names.push(Name::new(subject, text)?);
+                names.push(typed_name(subject, text)?);
             }
             names.sort_unstable();
             names.dedup();
             anyhow::Ok(names.into_boxed_slice())
         };
         let rule = ReplicaRule {
-            name: Name::new(Subject::Rule, &self.name)?,
+            name: typed_name(Subject::Rule, &self.name)?,
             groups: self.groups.selection()?,
             voters: self.voters,
             learners: self.learners,
@@ -128,9 +136,9 @@ impl SetArguments {
         };
         let says = rule.voters.is_some() || rule.learners.is_some();
         if !says && rule.zones.is_empty() && rule.capabilities.is_empty() {
-            bail!(
-                "a rule without --voters, --learners, --zone and --capability asks for nothing; give one of them"
-            );
+            return Err(senseless(
+                "a rule without --voters, --learners, --zone and --capability asks for nothing; give one of them",
+            ));
         }
         Ok(rule)
     }
@@ -163,7 +171,7 @@ async fn set(arguments: &SetArguments) -> anyhow::Result<()> {
 }
 
 async fn remove(name: &str, target: &Target) -> anyhow::Result<()> {
-    let name = Name::new(Subject::Rule, name)?;
+    let name = typed_name(Subject::Rule, name)?;
     let catalog = Catalog::reach(target).await?;
     catalog.apply(None, Operation::RemoveRule { name: name.clone() }).await?;
     match target.json {
@@ -210,6 +218,15 @@ async fn list(target: &Target) -> anyhow::Result<()> {
         ]
     };
     println!("{}", table(&COLUMNS, rules.iter().map(row)));
+    for rule in rules.iter() {
+        if let Some(group) = seen.group_gone(rule) {
+            let name = &rule.name;
+            println!(
+                "rule {name} is for group {group}, which is not there: `shardhost replicas rule remove {name}` \
+                 removes it"
+            );
+        }
+    }
     Ok(())
 }
 
@@ -229,8 +246,8 @@ fn listed(names: &[Name]) -> String {
 
 fn asked(rule: &ReplicaRule) -> String {
     let mut asked = Vec::new();
-    asked.extend(rule.voters.map(|voters| format!("{voters} voters")));
-    asked.extend(rule.learners.map(|learners| format!("{learners} learners")));
+    asked.extend(rule.voters.map(|voters| counted(voters.into(), "voter")));
+    asked.extend(rule.learners.map(|learners| counted(learners.into(), "learner")));
     if !rule.zones.is_empty() {
         asked.push(format!("in {}", listed(&rule.zones)));
     }
@@ -273,6 +290,16 @@ impl Seen {
         self.groups.iter().filter(is_ruled).count() as u64 + u64::from(catalog)
     }
 
+    /// The group that a rule is for alone, if the catalog has no such group (any more).
+    fn group_gone(&self, rule: &ReplicaRule) -> Option<GroupId> {
+        let Selection::Group(id) = rule.groups else { return None };
+        let is_it = |record: &Record| match record {
+            Record::Group(group) => group.id == id && group.state == GroupState::Active,
+            _ => false,
+        };
+        (id.get() > 0 && !self.groups.iter().any(is_it)).then_some(id)
+    }
+
     /// How many nodes it allows.
     fn allowed(&self, rule: &ReplicaRule) -> u64 {
         let allows = |node: &&Arc<NodeRecord>| {
@@ -289,6 +316,7 @@ impl Seen {
             "name": rule.name.as_str(),
             "for": selected(&rule.groups),
             "groups": self.groups_of(rule),
+            "group_gone": self.group_gone(rule).is_some(),
             "allowed_nodes": self.allowed(rule),
             "voters": rule.voters,
             "learners": rule.learners,
@@ -301,16 +329,17 @@ impl Seen {
     fn notes(&self, rule: &ReplicaRule) -> Vec<String> {
         let (groups, allowed) = (self.groups_of(rule), self.allowed(rule));
         let mut notes = vec![format!(
-            "it counts for {} groups now; {} of {} nodes may hold their replicas",
-            number(groups),
+            "it counts for {} now; {} of {} may hold the replicas",
+            counted(groups, "group"),
             number(allowed),
-            number(self.nodes.len() as u64)
+            counted(self.nodes.len() as u64, "node")
         )];
         let needed = u64::from(rule.voters.unwrap_or(0) + rule.learners.unwrap_or(0));
         if allowed < needed {
             notes.push(format!(
-                "a group has {needed} replicas by it: until there are as many nodes, groups have fewer (`shardhost \
-                 replicas status` names them)"
+                "a group has {} by it: until there are as many nodes, groups have fewer (`shardhost \
+                 replicas status` names them)",
+                counted(needed, "replica")
             ));
         }
         if self.settings.replicas.is_none_or(|replicas| replicas.mode != PlannerMode::On) {
@@ -327,6 +356,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
+    use crate::ended::code_of;
 
     #[derive(Debug, Parser)]
     struct Line {
@@ -334,12 +364,12 @@ mod tests {
         command: Command,
     }
 
-    fn rule(words: &str) -> Result<ReplicaRule, String> {
+    /// The rule, or the exit code and why.
+    fn rule(words: &str) -> Result<ReplicaRule, (u8, String)> {
         let line = Line::try_parse_from(format!("x set {words}").split(' '));
-        match line.map_err(|error| error.to_string())?.command {
-            Command::Set(arguments) => arguments.rule().map_err(|error| format!("{error:#}")),
-            other => Err(format!("{other:?}")),
-        }
+        let line = line.map_err(|error| (error.exit_code() as u8, error.to_string()))?;
+        let Command::Set(arguments) = line.command else { panic!("{line:?}") };
+        arguments.rule().map_err(|error| (code_of(&error), format!("{error:#}")))
     }
 
     #[test]
@@ -347,7 +377,7 @@ mod tests {
         let gold = "gold --label tier=gold --voters 5 --learners 1 --zone b --zone a --zone a --capability ssd";
         let gold = rule(gold).unwrap();
         assert_eq!(selected(&gold.groups), "groups with tier=gold");
-        assert_eq!(asked(&gold), "5 voters, 1 learners, in a, b, on nodes that have ssd");
+        assert_eq!(asked(&gold), "5 voters, 1 learner, in a, b, on nodes that have ssd");
         let catalog = rule("catalog --group 0 --voters 5").unwrap();
         assert_eq!(catalog.groups, Selection::Group(GroupId::new(0)));
         assert_eq!(rule("r --all --learners 0").unwrap().groups, Selection::All);
@@ -364,9 +394,16 @@ mod tests {
             ("r --label gold --voters 3", "KEY=VALUE"),
             ("r --all", "asks for nothing"),
             ("R! --all --voters 3", "names no rule"),
+            ("r --all --zone B!", "names no zone"),
+            ("r --all --capability S!", "names no capability"),
+            (
+                "r --kind tabel --voters 3",
+                "there is no kind `tabel`; the kinds are table and queue",
+            ),
+            ("r --label T!=gold --voters 3", "names no label"),
         ] {
-            let refused = rule(words).unwrap_err();
-            assert!(refused.contains(says), "{words}: {refused}");
+            let (code, refused) = rule(words).unwrap_err();
+            assert!(code == 2 && refused.contains(says), "{words}: {code}, {refused}");
         }
     }
 }

@@ -11,13 +11,13 @@ use clap::Subcommand;
 use serde_json::{Value, json};
 use shardhost::wall_clock::now_ms;
 use shardhost_policy::catalog::{
-    Name, NewToken, Operation, Record, RecordKind, Subject, Token, TokenDigest,
+    NewToken, Operation, Record, RecordKind, Subject, Token, TokenDigest,
 };
 use shardhost_proto::grants::Grants;
 use shardhost_security::make::private_file;
 use shardhost_security::token::TokenText;
 
-use super::catalog::Catalog;
+use super::catalog::{Catalog, typed_name};
 use super::output::{Column, table};
 use super::target::Target;
 
@@ -96,6 +96,7 @@ async fn make(
     out: Option<&Path>,
     target: &Target,
 ) -> anyhow::Result<()> {
+    let name = typed_name(Subject::Token, name)?;
     // Before it is made: a token that was not kept is of no use.
     let file = out.map(new_file).transpose()?;
     let token = TokenText::make().map_err(anyhow::Error::msg)?;
@@ -103,7 +104,7 @@ async fn make(
     let for_ms = for_ms.map(u64::try_from).transpose().context("that is too long")?;
     let new = NewToken {
         id: token.id(),
-        name: Name::new(Subject::Token, name)?,
+        name,
         grants,
         digest: TokenDigest::new(token.sha256()),
         expires_ms: for_ms.map(|for_ms| now_ms().saturating_add(for_ms)),

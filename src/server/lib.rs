@@ -64,6 +64,7 @@ use shardhost_proto::shard_map::MapMismatch;
 
 pub use config::{ConfigError, ServerConfig};
 use lookup::HostLookup;
+pub use replicas::check_kind;
 use replicas::{Replicas, machine_of};
 use shard_map::CurrentMap;
 pub use shard_map::OpenMapError;

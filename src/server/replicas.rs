@@ -18,7 +18,10 @@ use shardhost_proto::shard_map::{QUEUE_KIND, TABLE_KIND};
 const KINDS: [&str; 2] = [TABLE_KIND, QUEUE_KIND];
 
 /// Refuses a kind that operators cannot mean.
-pub(super) fn check_kind(kind: &str) -> Result<(), String> {
+///
+/// # Errors
+/// What the kinds are.
+pub fn check_kind(kind: &str) -> Result<(), String> {
     if KINDS.contains(&kind) {
         return Ok(());
     }

@@ -66,7 +66,7 @@ async fn receipts_that_are_printed_are_taken(node: &Node) {
     assert_eq!(receipts.len(), 3, "a peek takes nothing: {received}");
     let first = receipts[0].as_str();
     let acked = node.run(&["queue", "ack", first]).await.ok();
-    assert!(acked.contains("1 messages removed"), "{acked}");
+    assert!(acked.contains("1 message removed"), "{acked}");
     let all: Vec<&str> = receipts.iter().map(String::as_str).collect();
     let rest = node.run(&[&["queue", "ack", "--json"][..], &all].concat()).await;
     assert_eq!((rest.code, &rest.json()["acked"]), (3, &json!(2)), "{rest:?}");

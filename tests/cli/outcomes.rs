@@ -99,8 +99,10 @@ async fn a_group_without_a_leader_does_not_keep_a_node_empty() {
     assert_eq!(filled.code, 3, "{filled:?}");
     let shown = filled.json();
     assert!(unled(&shown) && shown["gained"].as_u64().is_some_and(|gained| gained > 0), "{shown}");
-    let text = cluster.run(&["member", "fill", "4", "--dry-run", "--timeout", "1"]).await.ok();
-    assert!(text.contains("1 groups have no leader") && text.contains(SHARD), "{text}");
+    let plan = cluster.run(&["member", "fill", "4", "--dry-run", "--timeout", "1"]).await;
+    let text = &plan.stdout;
+    assert!(text.contains("1 group has no leader") && text.contains(SHARD), "{text}");
+    assert_eq!(plan.code, 3, "{plan:?}");
     cluster.kill_all().await;
 }
 

@@ -48,7 +48,18 @@ async fn a_wrong_configuration_is_refused_with_the_thing_to_do() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn arguments_that_make_no_sense_end_with_2() {
-    for arguments in [&["serve", "--node", "one"][..], &["group"], &["demo", "--nodes", "2"]] {
+    let rule = |more: &[&'static str]| [&["replicas", "rule", "set", "r", "--all"], more].concat();
+    for arguments in [
+        &["serve", "--node", "one"][..],
+        &["group"],
+        &["demo", "--nodes", "2"],
+        &rule(&[]),
+        &rule(&["--zone", "B!"]),
+        &rule(&["--capability", "S D"]),
+        &["replicas", "rule", "set", "r", "--kind", "tabel", "--voters", "3"],
+        &["replicas", "rule", "remove", "R!"],
+        &["group", "place", "7", "--prefer", "zone/R 7"],
+    ] {
         let ended = run(arguments).await;
         assert_eq!(ended.code, 2, "{arguments:?}: {ended:?}");
         assert!(!ended.stderr.is_empty());

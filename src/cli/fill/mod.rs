@@ -24,7 +24,7 @@ use super::change::unconfirmed;
 use super::ended::{PARTLY, code_of, partly};
 use super::group_status::config_index;
 use super::observe::{Leader, Observer};
-use super::output::{Column, number, table};
+use super::output::{Column, by_count, counted, number, table};
 use super::reached::{REQUEST_MS, Reached, hand_over, successors};
 use super::replacing::Replacing;
 use super::target::{Node, Target, all_groups, in_time};
@@ -42,7 +42,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub struct FillArguments {
     /// The node that gets replicas.
     node: u64,
-    /// Show what would be done, and do nothing.
+    /// Show what would be done, and do nothing. Ends with exit code 3 when groups would stay as they are.
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
@@ -80,7 +80,8 @@ pub async fn run(arguments: &FillArguments) -> anyhow::Result<ExitCode> {
     let steps = survey.steps(*node);
     if *dry_run {
         survey.show(*node, &steps, target.json);
-        return Ok(ExitCode::SUCCESS);
+        let whole = survey.left.is_empty();
+        return Ok(if whole { ExitCode::SUCCESS } else { ExitCode::from(PARTLY) });
     }
     let left = survey.left;
     let filled = carry_out(*node, steps, survey.cluster, target.timeout()).await;
@@ -207,8 +208,11 @@ impl Left {
     }
 
     fn show(&self) {
-        show_left(&self.unled, "have no leader and stay as they are", "they have one");
-        show_left(&self.changing, "change their members and stay as they are", "that is over");
+        let unled = ["has no leader and stays as it is", "have no leader and stay as they are"];
+        show_left(&self.unled, unled, "none lacks one");
+        let changing =
+            ["changes its members and stays as it is", "change their members and stay as they are"];
+        show_left(&self.changing, changing, "that is over");
     }
 }
 
@@ -284,22 +288,25 @@ fn check_holds(node: u64, shards: &[Shard], held: &BTreeSet<u64>) -> anyhow::Res
     }
     let more = if missing.len() > SHOWN { " and more" } else { "" };
     bail!(
-        "node {node} is a member of {} groups of which it holds no replica ({}{more}): its disk was lost, or \
+        "node {node} is a member of {} of which it holds no replica ({}{more}): its disk was lost, or \
          they are on their way; `shardhost member rebuild {node}` gives it new ones. Fill it then",
-        number(missing.len() as u64),
+        counted(missing.len() as u64, "group"),
         missing[..missing.len().min(SHOWN)].join(", ")
     )
 }
 
-fn show_left(groups: &BTreeSet<u64>, why: &str, until: &str) {
+/// `why`: of one group, and of several.
+fn show_left(groups: &BTreeSet<u64>, [one, several]: [&str; 2], until: &str) {
     if groups.is_empty() {
         return;
     }
     let shown: Vec<String> = groups.iter().take(SHOWN).map(ToString::to_string).collect();
     let more = if groups.len() > SHOWN { " and more" } else { "" };
+    let count = groups.len() as u64;
+    let why = by_count(count, one, several);
     println!(
-        "{} groups {why} ({}{more}); run this again when {until}",
-        number(groups.len() as u64),
+        "{} {why} ({}{more}); run this again when {until}",
+        counted(count, "group"),
         shown.join(", ")
     );
 }
@@ -333,7 +340,7 @@ fn report(node: u64, filled: &Filled, left: &Left, as_json: bool) {
             })
         );
     }
-    println!("node {node} got {} replicas", number(filled.gained));
+    println!("node {node} got {}", counted(filled.gained, "replica"));
     for (group, error) in filled.failed.iter().take(SHOWN) {
         println!("group {group}: {error}");
     }
@@ -352,7 +359,7 @@ mod tests {
         assert!(check_holds(3, &shards, &[7, 9].into()).is_ok());
         assert!(check_holds(4, &shards, &BTreeSet::new()).is_ok());
         let refused = check_holds(3, &shards, &[7].into()).unwrap_err().to_string();
-        assert!(refused.contains("1 groups") && refused.contains("(9)"), "{refused}");
+        assert!(refused.contains("1 group of") && refused.contains("(9)"), "{refused}");
         assert!(refused.contains("member rebuild 3"), "{refused}");
     }
 

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::observe::Observer;
-use crate::output::{number, seconds};
+use crate::output::{counted, seconds};
 use crate::target::{Node, Target};
 use crate::trial::drain::{self, Drained};
 
@@ -52,9 +52,9 @@ struct Restarted {
 impl Restarted {
     fn line(&self) -> String {
         format!(
-            "node {} handed {} leaderships on in {}, was back after {}, and had caught up {} later",
+            "node {} handed {} on in {}, was back after {}, and had caught up {} later",
             self.node,
-            number(self.drained.moved),
+            counted(self.drained.moved, "leadership"),
             seconds(self.drained.took),
             seconds(self.down),
             seconds(self.caught_up)
@@ -111,7 +111,7 @@ impl Fleet {
         let drained = drain::drain(number, &node.address, OWNER).await?;
         if drained.left > 0 {
             let why = drained.why.as_deref().unwrap_or("look at its drain");
-            bail!("{} leaderships cannot go, {why}", drained.left);
+            bail!("{} cannot go, {why}", counted(drained.left, "leadership"));
         }
         let began = Instant::now();
         carry_out(command, node).await?;

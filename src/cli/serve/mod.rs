@@ -23,6 +23,7 @@ pub use self::arguments::ServeArguments;
 use self::arguments::{configuration, located, take_part};
 use super::ended::senseless;
 use super::join::Membership;
+use super::output::counted;
 use super::security::{SecurityArguments, use_security};
 use super::shown::shown;
 use super::supervised::{Order, Report};
@@ -172,10 +173,10 @@ fn print_started(arguments: &ServeArguments, server: &Server) -> anyhow::Result<
         });
         writeln!(output, "{started}")?;
     } else {
-        let cluster = shown(cluster);
+        let (cluster, groups) = (shown(cluster), counted(groups, "group"));
         writeln!(
             output,
-            "node {node} of cluster {cluster} serves {groups} groups at {address}; stop it with \
+            "node {node} of cluster {cluster} serves {groups} at {address}; stop it with \
              Ctrl-C or SIGTERM"
         )?;
     }

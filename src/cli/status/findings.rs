@@ -6,7 +6,7 @@ use std::time::Duration;
 use shardhost::wall_clock::now_ms;
 use shardhost_proto::admin::{GroupCount, HostStatus, PeerStatus, ShrunkGroup, Stalled};
 
-use super::super::output::number;
+use super::super::output::{by_count, counted, number};
 use super::Silent;
 
 /// Everything that is not as it should be, in words. Nodes that drain are.
@@ -79,9 +79,9 @@ fn certificates(status: &HostStatus) -> Vec<String> {
     let left = certificate_left(status).filter(|left| *left < CERTIFICATE_ENDS_SOON);
     let said = left.map(|left| {
         format!(
-            "node {}: its certificate ends in {} days; without another one, no other node connects to it then",
+            "node {}: its certificate ends in {}; without another one, no other node connects to it then",
             status.node,
-            days(left)
+            counted(days(left), "day")
         )
     });
     said.into_iter().collect()
@@ -94,16 +94,16 @@ fn clocks(status: &HostStatus) -> Vec<String> {
 }
 
 /// Some groups in words, with the first of them; `None`: there are none.
-fn some_groups(groups: Option<&GroupCount>) -> Option<String> {
+fn some_groups(groups: Option<&GroupCount>, count: impl Fn(u64) -> String) -> Option<String> {
     let groups = groups.filter(|groups| groups.count > 0)?;
     let first: Vec<String> = groups.first.iter().map(u64::to_string).collect();
     let more = if groups.count > first.len() as u64 { ", …" } else { "" };
-    Some(format!("{} ({}{more})", number(groups.count), first.join(", ")))
+    Some(format!("{} ({}{more})", count(groups.count), first.join(", ")))
 }
 
 /// The groups of which a node knows no leader.
 fn leaderless(status: &HostStatus) -> Vec<String> {
-    let groups = some_groups(status.leaderless.as_ref());
+    let groups = some_groups(status.leaderless.as_ref(), number);
     let line =
         |groups| format!("node {}: no leader is known of {groups} of its groups", status.node);
     groups.map(line).into_iter().collect()
@@ -112,12 +112,13 @@ fn leaderless(status: &HostStatus) -> Vec<String> {
 /// The groups of which a node should hold a replica, and holds none.
 fn missing(status: &HostStatus) -> Vec<String> {
     let node = status.node;
-    let groups = some_groups(status.missing.as_ref()).map(|groups| {
-        format!(
-            "node {node}: the catalog intends replicas of {groups} groups here, and there are none; \
+    let groups =
+        some_groups(status.missing.as_ref(), |count| counted(count, "group")).map(|groups| {
+            format!(
+                "node {node}: the catalog intends replicas of {groups} here, and there are none; \
              if its disk was lost, `shardhost member rebuild {node}` gives it new ones"
-        )
-    });
+            )
+        });
     let unread = (status.has_catalog && !status.catalog_known)
         .then(|| format!("node {node}: it has not read the catalog since it started"));
     groups.into_iter().chain(unread).collect()
@@ -135,14 +136,14 @@ fn short(nodes: &[&HostStatus], answering: &BTreeSet<u64>) -> Vec<String> {
             true => "which does not answer their leaders",
             false => "which does not answer",
         };
-        format!("{} groups go without their voter on node {node}, {how}", number(*count))
+        let go = by_count(*count, "goes without its voter", "go without their voter");
+        format!("{} {go} on node {node}, {how}", counted(*count, "group"))
     };
     by_node.iter().map(line).collect()
 }
 
 /// The groups with fewer voters than they were created with, or than their rules ask for, and how each gets one
-/// more. Two nodes may
-/// both take themselves for the leader for a moment.
+/// more. Two nodes may both take themselves for the leader for a moment.
 fn shrunk(nodes: &[&HostStatus]) -> Vec<String> {
     let all = || nodes.iter().filter_map(|status| status.shrunk.as_ref());
     let named: BTreeMap<u64, &ShrunkGroup> =
@@ -150,19 +151,22 @@ fn shrunk(nodes: &[&HostStatus]) -> Vec<String> {
     let hidden: u64 =
         all().map(|shrunk| shrunk.count.saturating_sub(shrunk.first.len() as u64)).sum();
     let more = (hidden > 0).then(|| {
+        let have =
+            by_count(hidden, "has fewer voters than it was", "have fewer voters than they were");
         format!(
-            "{} more groups have fewer voters than they were created with; see `shardhost member list`",
-            number(hidden)
+            "{} {have} created with; see `shardhost member list`",
+            counted(hidden, "more group")
         )
     });
     named.values().map(|one| shrunk_line(one)).chain(more).collect()
 }
 
 fn shrunk_line(shrunk: &ShrunkGroup) -> String {
-    let ShrunkGroup { group, voters, created_with, .. } = shrunk;
+    let ShrunkGroup { group, created_with, .. } = shrunk;
+    let voters = counted(shrunk.voters.into(), "voter");
     if shrunk.ruled {
         return format!(
-            "group {group} has {voters} voters, and its rule asks for {created_with}: `shardhost replicas status --why \
+            "group {group} has {voters}, and its rule asks for {created_with}: `shardhost replicas status --why \
              {group}` says what becomes of it"
         );
     }
@@ -174,17 +178,17 @@ fn shrunk_line(shrunk: &ShrunkGroup) -> String {
         }
         (node, ..) => format!("the addition of node {node} is under way"),
     };
-    format!("group {group} has {voters} voters, and was created with {created_with}: {way_out}")
+    format!("group {group} has {voters}, and was created with {created_with}: {way_out}")
 }
 
 /// Groups that are led and not served.
 fn caretakers(status: &HostStatus) -> Vec<String> {
     let HostStatus { node, caretakers, .. } = status;
     let line = || {
+        let are = by_count(*caretakers, "is led here and serves", "are led here and serve");
         format!(
-            "node {node}: {} groups are led here and serve no users; `shardhost leader why GROUP` says \
-             why",
-            number(*caretakers)
+            "node {node}: {} {are} no users; `shardhost leader why GROUP` says why",
+            counted(*caretakers, "group")
         )
     };
     (*caretakers > 0).then(line).into_iter().collect()
@@ -205,9 +209,9 @@ fn doubts(status: &HostStatus) -> Vec<String> {
     });
     let waiting = (*in_doubt > 0).then(|| {
         format!(
-            "node {node}: {} replicas may have lost acknowledged writes; each takes part in no \
+            "node {node}: {} may have lost acknowledged writes; each takes part in no \
              election before enough of its peers have said what they hold",
-            number(*in_doubt)
+            counted(*in_doubt, "replica")
         )
     });
     unfounded.into_iter().chain(rolled_back).chain(waiting).collect()
@@ -221,8 +225,8 @@ fn alarms(status: &HostStatus) -> Vec<String> {
     });
     let hidden = differing.saturating_sub(differing_groups.len() as u64);
     let more = (hidden > 0).then(|| {
-        let count = number(hidden);
-        format!("node {node}: so do those of {count} more groups; see `shardhost group show`")
+        let more = counted(hidden, "more group");
+        format!("node {node}: so do those of {more}; see `shardhost group show`")
     });
     shown.chain(more).collect()
 }
@@ -291,7 +295,7 @@ mod tests {
             "node 3 at 10.0.0.3:7400 does not answer: it hangs",
             "the catalog does not answer",
             "node 1: no leader is known of 64 (0, 7, …) of its groups",
-            "node 2: the catalog intends replicas of 1 (7) groups here",
+            "node 2: the catalog intends replicas of 1 group (7) here",
             "node 2: it has not read the catalog",
             "42 groups go without their voter on node 3, which does not answer",
             "node 2: 4 groups are led here and serve no users",

@@ -12,7 +12,7 @@ use shardhost_proto::admin::{HostStatus, PolicyMetrics};
 
 use self::findings::{certificate_left, days, findings};
 use super::catalog::Catalog;
-use super::output::{Column, millis, number, table};
+use super::output::{Column, by_count, counted, millis, number, table};
 use super::policy_metrics::{policy_json, policy_text};
 use super::requirement::{capabilities_text, draining_text};
 use super::shown::shown;
@@ -61,7 +61,7 @@ pub async fn run(arguments: &StatusArguments) -> anyhow::Result<ExitCode> {
         findings.iter().for_each(|line| println!("{}", shown(line)));
         println!("{}", verdict(nodes.len(), &findings));
         if arguments.policy {
-            println!("\n{}", policy_text(nodes.values().filter_map(counted)));
+            println!("\n{}", policy_text(nodes.values().filter_map(policy_of)));
         }
     }
     Ok(if findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -88,16 +88,16 @@ async fn catalog_trouble(first: &Node, target: &Target) -> Option<String> {
 }
 
 fn verdict(nodes: usize, findings: &[String]) -> String {
-    let nodes = number(nodes as u64);
-    match findings.len() {
-        0 => format!("all is well: {nodes} nodes answer, and every group has a leader"),
-        1 => format!("NOT WELL: 1 finding; {nodes} nodes answer"),
-        more => format!("NOT WELL: {} findings; {nodes} nodes answer", number(more as u64)),
+    let answer = by_count(nodes as u64, "answers", "answer");
+    let nodes = counted(nodes as u64, "node");
+    match findings.len() as u64 {
+        0 => format!("all is well: {nodes} {answer}, and every group has a leader"),
+        more => format!("NOT WELL: {}; {nodes} {answer}", counted(more, "finding")),
     }
 }
 
 /// What a node counted, unless it is of an older version.
-fn counted(node: &Node) -> Option<(u64, &PolicyMetrics)> {
+fn policy_of(node: &Node) -> Option<(u64, &PolicyMetrics)> {
     node.status.policy.as_ref().map(|metrics| (node.status.node, metrics))
 }
 

@@ -246,7 +246,7 @@ pub enum Refusal {
         actual: u64,
     },
     /// Groups have members there. Move them first.
-    #[error("node {node} is a member of {total} groups: {}; move them first", list(groups, *total))]
+    #[error("node {node} is a member of {}: {}; move them first", groups_in_words(*total), list(groups, *total))]
     NodeInUse { node: NodeId, groups: Vec<GroupId>, total: usize },
     /// Only a member can lead. Add the node to the group first.
     #[error("node {node} is no member of group {group}, those are {}", list(members, members.len()))]
@@ -318,8 +318,9 @@ pub enum Refusal {
     OtherShardMap { cluster: Arc<ShardMap> },
     /// Groups would be left without an eligible leader. Give them members elsewhere, or accept it.
     #[error(
-        "without node {node} no eligible voter is left for {total} groups: {}; give them capable members \
+        "without node {node} no eligible voter is left for {}: {}; give them capable members \
          elsewhere, or accept it",
+        groups_in_words(*total),
         list(groups, *total)
     )]
     Stranded { node: NodeId, groups: Vec<StrandedGroup>, total: usize },
@@ -439,6 +440,10 @@ impl fmt::Display for StrandedGroup {
         };
         write!(f, "{} ({why})", self.group)
     }
+}
+
+fn groups_in_words(count: usize) -> String {
+    if count == 1 { "1 group".to_owned() } else { format!("{count} groups") }
 }
 
 fn list<T: fmt::Display>(shown: &[T], total: usize) -> String {

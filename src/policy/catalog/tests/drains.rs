@@ -214,7 +214,7 @@ fn a_drain_that_leaves_a_group_without_another_member_is_refused() {
     begin(&mut catalog, NewDrain { stranding: Stranding::Accept, ..drain(1) });
     // What another drain takes away does not count.
     let refusal = refused(&mut catalog, Operation::BeginDrain(drain(2)));
-    says(&refusal, &["1 groups: 20 (the others that could are being drained);"]);
+    says(&refusal, &["1 group: 20 (the others that could are being drained);"]);
     // The deadline of the first one passes: its node takes leaders again.
     tick(&mut catalog, NOW + HOUR);
     begin(&mut catalog, drain(2));
@@ -230,7 +230,7 @@ fn a_drain_of_the_last_capable_node_is_refused() {
     advertise(&mut catalog, 2, &["ssd"]);
     advertise(&mut catalog, 3, &["fifo"]);
     let refusal = refused(&mut catalog, Operation::BeginDrain(drain(1)));
-    says(&refusal, &["1 groups: 7 (no other is capable)"]);
+    says(&refusal, &["1 group: 7 (no other is capable)"]);
     // The other one leads nothing of this group anyway.
     let intent = begin(&mut catalog, drain(2));
     run(&mut catalog, Operation::EndDrain { node: node(2), intent }).unwrap();
