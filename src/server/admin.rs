@@ -38,7 +38,7 @@ use shardhost::transport::{caller_of, note_asked};
 
 /// Rates and quantiles are of about this much time.
 const WINDOW: Duration = Duration::from_secs(5);
-/// How long the disk of a parked replica may take to say what it holds.
+/// How long the disk may take to say what it holds of a replica that is not open.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 /// Times at which the window is looked at, at most.
 const SAMPLES: usize = 64;
@@ -60,6 +60,7 @@ pub(super) fn admin_server(
     let samples = Arc::new(Mutex::new(VecDeque::from([first])));
     let state = Arc::downgrade(state);
     let (checksum, checksums_waiting) = (Semaphore::new(1), Semaphore::new(MAX_CHECKSUMS));
+    let looks = Arc::new(Semaphore::new(1));
     AdminServer::new(AdminService {
         host,
         system: system.cloned(),
@@ -70,6 +71,7 @@ pub(super) fn admin_server(
         samples,
         checksum,
         checksums_waiting,
+        looks,
     })
 }
 
@@ -89,6 +91,8 @@ pub struct AdminService {
     checksum: Semaphore,
     /// Held by that one, and those behind it.
     checksums_waiting: Semaphore,
+    /// Held by the one look at what the log says of groups that are not here, however long that takes.
+    looks: Arc<Semaphore>,
 }
 
 fn too_many_checksums() -> Status {
@@ -197,7 +201,7 @@ impl Admin for AdminService {
         &self,
         _: Request<wire::StatusRequest>,
     ) -> Result<Response<wire::HostStatus>, Status> {
-        Ok(Response::new(self.host_status()))
+        Ok(Response::new(self.host_status().await))
     }
 
     async fn list_groups(

@@ -1,6 +1,7 @@
 //! What a host says of itself and of all its replicas together.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::{Instant, UNIX_EPOCH};
 
 use shardhost::transport::TransportStats;
@@ -11,13 +12,34 @@ use shardhost_security::Credentials;
 
 use super::metrics::policy_metrics;
 use super::shown::{
-    advertisement_to_wire, differing_groups, failed_replicas, impairment, leaderless, missing,
-    short_voters, shrunk, stalled,
+    absent, advertisement_to_wire, count_of, differing_groups, failed_replicas, impairment,
+    leaderless, missing, short_voters, shrunk, stalled,
 };
-use super::{AdminService, SAMPLES, WINDOW};
+use super::{AdminService, LOOK_TIMEOUT, SAMPLES, WINDOW};
 
 impl AdminService {
-    pub(super) fn host_status(&self) -> wire::HostStatus {
+    pub(super) async fn host_status(&self) -> wire::HostStatus {
+        wire::HostStatus { missing: self.missing().await, ..self.known_status() }
+    }
+
+    /// The groups of which a replica should be here; `None`: the catalog was not read. While the log hangs it is
+    /// not known which of them were removed here: all are named then.
+    async fn missing(&self) -> Option<wire::GroupCount> {
+        let absent = absent(&self.host, self.intentions.view().as_deref()?);
+        let all = count_of(absent.iter().map(|(group, _)| *group));
+        if absent.is_empty() {
+            return Some(all);
+        }
+        let (host, looks) = (self.host.clone(), Arc::clone(&self.looks));
+        let look = async move {
+            let turn = looks.acquire_owned().await.ok()?;
+            let look = tokio::task::spawn_blocking(move || (missing(&host, absent), turn));
+            look.await.ok().map(|(missing, _)| missing)
+        };
+        Some(tokio::time::timeout(LOOK_TIMEOUT, look).await.ok().flatten().unwrap_or(all))
+    }
+
+    fn known_status(&self) -> wire::HostStatus {
         let groups = self.host.groups();
         let parked = self.host.parked_replicas();
         let statuses: Vec<_> = groups.iter().map(Group::status).collect();
@@ -76,7 +98,8 @@ impl AdminService {
             stalled: stalled(&statuses),
             short: short_voters(&statuses, &live),
             shrunk: view.as_deref().map(|view| shrunk(&statuses, view)),
-            missing: view.as_deref().map(|view| missing(&self.host, view)),
+            // Asked apart: the log is read for it.
+            missing: None,
             has_catalog: self.intentions.has_catalog(),
             catalog_known: view.is_some(),
             unrecovered: self.unrecovered(),

@@ -10,6 +10,7 @@ use shardhost_proto::{admin as wire, log};
 use shardhost_storage::convert::membership_to_message;
 use shardhost_storage::{Doubt, Membership};
 
+use shardhost::driver::life_of;
 use shardhost::host::Host;
 use shardhost_policy::catalog::{GroupState, View, rule_of};
 
@@ -41,7 +42,7 @@ pub(super) fn differing_groups(statuses: &[Arc<GroupStatus>]) -> Vec<u64> {
 }
 
 /// Some groups: how many there are, and the first of them.
-fn count_of(groups: impl IntoIterator<Item = GroupId>) -> wire::GroupCount {
+pub(super) fn count_of(groups: impl IntoIterator<Item = GroupId>) -> wire::GroupCount {
     let mut all: Vec<u64> = groups.into_iter().map(GroupId::get).collect();
     all.sort_unstable();
     let count = all.len() as u64;
@@ -124,17 +125,34 @@ fn shrunk_group(
 }
 
 /// The groups of which the catalog intends a replica on this node, and there is none, not even one
-/// that failed.
-pub(super) fn missing(host: &Host, view: &View) -> wire::GroupCount {
+/// that failed; those of them left out whose replica was removed here, which the catalog learns of a moment later.
+/// Reads the log.
+pub(super) fn missing(host: &Host, absent: Vec<(GroupId, u32)>) -> wire::GroupCount {
+    let missing = absent.into_iter().filter(|(group, generation)| {
+        !host.tombstone(*group).ok().flatten().is_some_and(|gone| is_removal(gone, *generation))
+    });
+    count_of(missing.map(|(group, _)| group))
+}
+
+/// Whether a replica with this number, or with one before it, was removed from this generation of its group, or
+/// from a later one.
+fn is_removal(destroyed: ReplicaId, generation: u32) -> bool {
+    // The last number of a generation stands for a replica of which the log could not say which one it was.
+    let was_known = destroyed.get() as u32 != u32::MAX;
+    was_known && life_of(destroyed) >= generation
+}
+
+/// The groups of which the catalog intends a replica on this node, and none is open or parked, with their
+/// generations.
+pub(super) fn absent(host: &Host, view: &View) -> Vec<(GroupId, u32)> {
     let node = host.node_id();
     let intended = view
         .groups()
         .values()
         .filter(|group| group.state == GroupState::Active && group.members().contains(&node));
     let absent = intended
-        .map(|group| group.id)
-        .filter(|group| host.group(*group).is_none() && host.parked_replica(*group).is_none());
-    count_of(absent)
+        .filter(|group| host.group(group.id).is_none() && host.parked_replica(group.id).is_none());
+    absent.map(|group| (group.id, group.incarnation)).collect()
 }
 
 /// What a node says of a replica that it could not open.
@@ -262,6 +280,16 @@ mod tests {
     use shardhost_storage::Member;
 
     use super::*;
+
+    #[test]
+    fn a_replica_that_was_removed_from_this_generation_is_not_missing() {
+        let removal = |generation: u64, number: u64| {
+            is_removal(ReplicaId::must((generation << 32) + number), 2)
+        };
+        assert!(removal(2, 1) && removal(2, 9) && removal(3, 1));
+        assert!(!removal(1, 9), "the group was created anew since");
+        assert!(!removal(2, u64::from(u32::MAX)), "it could not be read which one it was");
+    }
 
     #[test]
     fn a_group_with_fewer_voters_than_at_first_is_shrunk() {
