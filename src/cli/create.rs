@@ -48,9 +48,8 @@ pub async fn create(arguments: &CreateArguments) -> anyhow::Result<()> {
     };
     let asked = Asked::all(&request, target).await?;
     let led = target.leader_of(*group).await;
-    let (leader, status) = led.map_err(|error| partly(asked.but(*group, &error)))?;
-    check_created(&request, &status)
-        .map_err(|error| partly(format!("{}, but {error:#}", asked.made(*group))))?;
+    let (leader, status) = led.map_err(|error| asked.ended_by(*group, error))?;
+    check_created(&request, &status).map_err(|error| asked.ended_by(*group, error))?;
     if target.json {
         println!("{}", group_json(&status));
     } else {
@@ -64,6 +63,8 @@ pub async fn create(arguments: &CreateArguments) -> anyhow::Result<()> {
 struct Asked {
     /// These have their replica.
     done: Vec<u64>,
+    /// These have none, and the catalog has a group of that number: the leader shows which one that is.
+    without: Vec<u64>,
     /// Of these it is not known, and why.
     open: BTreeMap<u64, anyhow::Error>,
 }
@@ -71,6 +72,8 @@ struct Asked {
 /// What became of a replica that a voter was to create.
 enum Answer {
     Created,
+    /// There is a group of that number, and it has no replica there.
+    Elsewhere,
     Refused(anyhow::Error),
     Unknown(anyhow::Error),
 }
@@ -87,12 +90,12 @@ impl Asked {
         for (voter, address) in addresses {
             match create_at(&address, request, target).await {
                 Answer::Created => asked.done.push(voter),
+                Answer::Elsewhere => asked.without.push(voter),
                 Answer::Unknown(error) => drop(asked.open.insert(voter, error)),
-                Answer::Refused(error) if asked.changed_nothing() => return Err(error),
-                Answer::Refused(error) => return Err(partly(asked.but(request.group, &error))),
+                Answer::Refused(error) => return Err(asked.ended_by(request.group, error)),
             }
         }
-        match (asked.done.is_empty(), asked.lacking()) {
+        match (asked.is_unheard_of(), asked.lacking()) {
             (true, Some(lacking)) if asked.changed_nothing() => Err(anyhow::anyhow!(lacking)),
             (true, Some(lacking)) => Err(partly(lacking)),
             _ => Ok(asked),
@@ -104,26 +107,36 @@ impl Asked {
         self.done.is_empty() && self.open.values().all(|error| code_of(error) != PARTLY)
     }
 
-    fn made(&self, group: u64) -> String {
-        format!("nodes {:?} have their replica of group {group}", self.done)
+    /// No voter that answered knows of the group.
+    fn is_unheard_of(&self) -> bool {
+        self.done.is_empty() && self.without.is_empty()
     }
 
-    /// What was done before something went wrong.
-    fn but(&self, group: u64, error: &anyhow::Error) -> String {
+    /// How the command ends with this error: what was done before is said, too.
+    fn ended_by(&self, group: u64, error: anyhow::Error) -> anyhow::Error {
+        if self.changed_nothing() {
+            return error;
+        }
         let lacking = self.lacking().map(|lacking| format!("; {lacking}")).unwrap_or_default();
-        format!("{}, but {error:#}{lacking}", self.made(group))
+        let made = match self.done.as_slice() {
+            [] => String::new(),
+            done => format!("nodes {done:?} have their replica of group {group}, but "),
+        };
+        partly(format!("{made}{error:#}{lacking}"))
     }
 
     /// Where no replica was confirmed; `None`: everywhere one was.
     fn lacking(&self) -> Option<String> {
         let one = |(node, why): (&u64, &anyhow::Error)| format!("node {node} ({why:#})");
         let all: Vec<String> = self.open.iter().map(one).collect();
-        let then = match (self.changed_nothing(), self.done.is_empty()) {
-            (true, _) => "nothing was created or recorded: run this again when one of them answers",
+        let then = match (self.changed_nothing(), self.is_unheard_of()) {
+            (true, true) => {
+                "nothing was created or recorded: run this again when one of them answers"
+            }
             (false, true) => {
                 "whether the group was recorded is unknown: run this again when one of them answers"
             }
-            (false, false) => {
+            (_, false) => {
                 "a cluster with a catalog makes it when that node is back, in one without run this again then"
             }
         };
@@ -131,15 +144,16 @@ impl Asked {
     }
 }
 
-/// The voter has a replica of the group, or of another one of that number.
+/// There is a group of that number already, and the voter may have a replica of it.
 async fn found(node: &Node, request: &CreateGroupRequest) -> Answer {
     match node.group(request.group).await {
         Ok(status) if !members(&status).is_empty() => match check_created(request, &status) {
             Ok(()) => Answer::Created,
             Err(error) => Answer::Refused(error),
         },
-        // The catalog has the group; the leader shows which one that is.
-        _ => Answer::Created,
+        // The leader shows which one that is.
+        Ok(_) => Answer::Created,
+        Err(_) => Answer::Elsewhere,
     }
 }
 
@@ -168,8 +182,8 @@ fn check_created(asked: &CreateGroupRequest, found: &GroupStatus) -> anyhow::Res
         return Ok(());
     }
     anyhow::bail!(
-        "there is another group {}, of kind {}, on nodes {nodes:?}, generation {generation}: that one \
-         was not changed; take another number, or look at it with `shardhost group show {}`",
+        "there is a group {} already, of kind {}, on nodes {nodes:?}, generation {generation}: it was not \
+         changed; take another number, or look at it with `shardhost group show {}`",
         asked.group,
         found.kind,
         asked.group
@@ -187,6 +201,7 @@ mod tests {
         let asked = |done: &[u64], error: anyhow::Error| Asked {
             done: done.to_vec(),
             open: [(3, error)].into(),
+            ..Asked::default()
         };
         let silent = || anyhow::anyhow!("10.0.0.3:7400 cannot be reached");
         for (asked, words) in [
@@ -198,6 +213,22 @@ mod tests {
             assert!(lacking.contains(words), "{lacking}");
         }
         assert_eq!(Asked { done: vec![1], ..Asked::default() }.lacking(), None);
+        let known = Asked { without: vec![1], ..asked(&[], silent()) };
+        assert!(known.lacking().unwrap().contains("makes it when that node is back"));
+    }
+
+    /// Its replicas moved: no voter holds one, and none was created.
+    #[test]
+    fn a_group_that_is_elsewhere_is_refused_and_not_half_done() {
+        let error = || anyhow::anyhow!("there is a group 9 already");
+        let ended = |done: &[u64]| {
+            let asked = Asked { done: done.to_vec(), without: vec![3], ..Asked::default() };
+            let ended = asked.ended_by(9, error());
+            (code_of(&ended), ended.to_string())
+        };
+        assert_eq!(ended(&[]), (1, "there is a group 9 already".to_owned()));
+        let (code, words) = ended(&[1, 2]);
+        assert_eq!((code, words.contains("nodes [1, 2] have")), (PARTLY, true), "{words}");
     }
 
     #[test]
@@ -226,7 +257,7 @@ mod tests {
         assert!(check_created(&asked, &found("table", &[1, 2], 3)).is_ok(), "none was asked for");
         for other in [found("queue", &[1, 2], 0), found("table", &[1, 2, 3], 0)] {
             let error = check_created(&asked, &other).unwrap_err().to_string();
-            assert!(error.contains("there is another group 9"), "{error}");
+            assert!(error.contains("there is a group 9 already"), "{error}");
         }
         let seventh = CreateGroupRequest { incarnation: 7, ..asked };
         assert!(check_created(&seventh, &found("table", &[1, 2], 3)).is_err());

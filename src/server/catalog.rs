@@ -103,18 +103,19 @@ impl Intentions {
         let refused = match self.create_in_catalog(system, new).await {
             Ok(()) => None,
             Err(error @ CatalogError::Refused(Refusal::GroupExists { .. })) => {
-                // One that exists and has no replica to come here.
-                let view = system.view();
-                let known = view.as_ref().and_then(|view| view.groups().get(&id));
-                let node = self.host.node_id();
-                if known.is_some_and(|known| !known.has_member(node)) {
-                    return Err(of_catalog(&error));
-                }
                 Some(of_catalog(&error))
             }
             Err(error) => return Err(of_catalog(&error)),
         };
-        if !system.await_replica(id, true, TIMEOUT).await {
+        let is_here = match &refused {
+            None => system.await_replica(id, true, TIMEOUT).await,
+            Some(refused) => tokio::select! {
+                biased;
+                () = self.is_elsewhere(system, id) => return Err(refused.clone()),
+                is_here = system.await_replica(id, true, TIMEOUT) => is_here,
+            },
+        };
+        if !is_here {
             return Err(Status::deadline_exceeded(format!(
                 "group {id} is in the catalog, and its replica on node {} is not there yet; the \
                  log of that host says why",
@@ -124,6 +125,23 @@ impl Intentions {
         match refused {
             Some(status) => Err(status),
             None => Ok(true),
+        }
+    }
+
+    /// Waits until this host knows that a group has no replica to come here: one that moved away is reported to the
+    /// catalog a moment later.
+    async fn is_elsewhere(&self, system: &System, group: GroupId) {
+        let node = self.host.node_id();
+        let known = system
+            .views()
+            .wait_for(|view| {
+                let known = view.as_ref().and_then(|view| view.groups().get(&group));
+                known.is_some_and(|known| !known.has_member(node))
+            })
+            .await
+            .is_ok();
+        if !known {
+            std::future::pending::<()>().await;
         }
     }
 
