@@ -41,6 +41,7 @@ mod replicas;
 mod requirement;
 mod rolling_restart;
 mod rule;
+mod ruled;
 mod security;
 mod serve;
 mod skip;

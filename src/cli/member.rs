@@ -96,8 +96,9 @@ pub enum Command {
     /// removed a replica.
     ///
     /// Ends with exit code 3 when nodes do not answer, when groups have fewer voters than at the beginning,
-    /// and when they have fewer than most and none on the node: all are named, and an earlier run may have
-    /// left the groups so.
+    /// and when they have fewer than is expected and none on the node: all are named, and an earlier run may
+    /// have left the groups so. What a rule asks for is expected of its groups, and is not named where replicas
+    /// move automatically.
     Rebuild(RebuildArguments),
 }
 

@@ -65,12 +65,16 @@ async fn groups_get_the_replicas_that_their_rules_ask_for() {
     let group = QUEUE.to_string();
     let one = ["replicas", "rule", "set", "reads", "--group", &group, "--learners", "2"];
     servers.run(3, &one).await.ok();
-    let catalog = ["replicas", "rule", "set", "catalog", "--group", "0", "--voters", "5"];
-    servers.run(4, &catalog).await.ok();
     for table in TABLES {
         await_numbers(&servers, table, 5, 0).await;
     }
     await_numbers(&servers, QUEUE, 3, 2).await;
+    // The catalog and the queue have fewer voters than most, none of them there, and lack none.
+    let rebuild = ["member", "rebuild", "4", "--json", "--timeout", "60"];
+    let rebuilt = servers.run(1, &rebuild).await;
+    assert_eq!((rebuilt.code, &rebuilt.json()["rebuilt"]), (0, &3.into()), "{rebuilt:?}");
+    let catalog = ["replicas", "rule", "set", "catalog", "--group", "0", "--voters", "5"];
+    servers.run(4, &catalog).await.ok();
     await_numbers(&servers, 0, 5, 0).await;
     let listed = servers.run(1, &["replicas", "rule", "list", "--json"]).await.ok();
     let listed: Value = serde_json::from_str(&listed).unwrap();
@@ -118,8 +122,9 @@ async fn replicas_leave_nodes_that_a_rule_does_not_allow() {
     servers.until("all shards are near", moved).await;
     servers.await_value(2, "key", "value").await;
     // A node that is to hold none has no successor there, and says so.
-    let shown = servers.run(1, &["node", "decommission", "5", "--dry-run"]).await.ok();
-    assert!(shown.contains("rule near allows no other node"), "{shown}");
+    let shown = servers.run(1, &["node", "decommission", "5", "--dry-run"]).await;
+    assert!(shown.stdout.contains("rule near allows no other node"), "{shown:?}");
+    assert_eq!(shown.code, 3, "{shown:?}");
     servers.run(1, &["replicas", "rule", "remove", "near"]).await.ok();
     let again = servers.run(1, &["replicas", "rule", "remove", "near"]).await;
     assert!(again.code == 1 && again.stderr.contains("no rule near"), "{again:?}");
@@ -135,6 +140,31 @@ async fn rules_that_cannot_hold_are_refused() {
         let refused = servers.run(1, &[&["replicas", "rule", "set"], arguments].concat()).await;
         assert!(refused.code == 1 && refused.stderr.contains(says), "{refused:?}");
     }
+    // A rule outlives its group, and one that is not carried out is not met.
+    let create = ["group", "create", "77", "--kind", "table", "--voters", "1,2,3"];
+    servers.run(1, &create).await.ok();
+    servers.run(1, &["replicas", "mode", "off"]).await.ok();
+    let one = ["replicas", "rule", "set", "one", "--group", "77", "--voters", "1"];
+    let shown = servers.run(1, &one).await.ok();
+    assert!(shown.contains("group 77: 1 voter\n") && shown.contains("1 group now"), "{shown}");
+    let why = servers.run(1, &["replicas", "status", "--why", "77"]).await.ok();
+    assert!(why.contains("voters: 1, and has 3") && why.contains("the mode is off"), "{why}");
+    servers.run(1, &["replicas", "mode", "on"]).await.ok();
+    let list = ["replicas", "rule", "list"];
+    assert!(!servers.run(1, &list).await.ok().contains("not there"));
+    let destroyed = || async {
+        let listed = servers.run(1, &["member", "list", "77", "--json"]).await;
+        if listed.code != 0 {
+            return false;
+        }
+        let expect = listed.json()["config_index"].to_string();
+        servers.run(1, &["group", "destroy", "77", "--expect", &expect]).await.code == 0
+    };
+    servers.until("group 77 is destroyed", destroyed).await;
+    let gone =
+        || async { servers.run(1, &list).await.stdout.contains("group 77, which is not there") };
+    servers.until("the rule of no group is named", gone).await;
+    servers.run(1, &["replicas", "rule", "remove", "one"]).await.ok();
     let set = ["replicas", "rule", "set", "r", "--all", "--voters", "7"];
     let shown = servers.run(1, &set).await.ok();
     assert!(shown.contains("groups have fewer"), "{shown}");

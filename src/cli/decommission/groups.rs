@@ -6,6 +6,7 @@ use shardhost_proto::admin::GroupStatus;
 
 use super::choose::Held;
 use crate::rebuild;
+use crate::ruled::Ruled;
 
 /// What the nodes that answer say of the groups.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -14,7 +15,7 @@ pub struct Groups {
     pub held: Vec<Held>,
     /// Groups with a replica on the node, as far as is known, and no leader that answers.
     pub unled: BTreeSet<u64>,
-    /// Groups without a voter on the node that have fewer voters than most, and how many.
+    /// Groups without a voter on the node that have fewer voters than is expected, and how many.
     pub short: BTreeMap<u64, usize>,
     /// How many voters each group has.
     pub voters: BTreeMap<u64, usize>,
@@ -22,7 +23,7 @@ pub struct Groups {
 
 impl Groups {
     /// Those of the nodes' statuses, as the node `gone` has part in them.
-    pub fn of(statuses: &[GroupStatus], gone: u64) -> Self {
+    pub fn of(statuses: &[GroupStatus], gone: u64, ruled: &Ruled) -> Self {
         let (mut leaders, mut named) = (BTreeMap::<u64, &GroupStatus>::new(), BTreeSet::new());
         for status in statuses {
             if members(status).contains(&gone) {
@@ -35,7 +36,7 @@ impl Groups {
         }
         let unled = named.into_iter().filter(|group| !leaders.contains_key(group)).collect();
         let held = leaders.values().filter_map(|status| held_by(status, gone)).collect();
-        let rebuild::Survey { short, voters, .. } = rebuild::Survey::from(statuses, gone);
+        let rebuild::Survey { short, voters, .. } = rebuild::Survey::from(statuses, gone, ruled);
         Self { held, unled, short, voters }
     }
 }
@@ -82,7 +83,7 @@ mod tests {
             status(4, "leader", 4, &[1, 2, 3]),
             status(4, "leader", 5, &[1, 2, 4]),
         ];
-        let groups = Groups::of(&seen, 3);
+        let groups = Groups::of(&seen, 3, &Ruled::default());
         assert_eq!(groups.held.iter().map(|held| held.group).collect::<Vec<_>>(), [1]);
         assert_eq!(groups.unled, BTreeSet::from([2]));
         assert_eq!(groups.voters, (1..=4).map(|group| (group, 3)).collect());

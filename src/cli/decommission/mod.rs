@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use clap::Args;
 use futures::{StreamExt, stream};
 use parking_lot::Mutex;
@@ -29,13 +29,13 @@ use tokio::time::Instant;
 use self::choose::{Move, Place, choose};
 use self::groups::{Groups, members};
 use self::outcome::{Outcome, report, show};
-use self::rules::Rules;
 use super::change::unconfirmed;
 use super::ended::{PARTLY, code_of};
 use super::fill::{Replacement, Step};
 use super::group_status::config_index;
 use super::reached::{REQUEST_MS, Reached};
 use super::rebuild;
+use super::ruled::Ruled;
 use super::target::{Node, Target, channel, in_time};
 
 /// Between two looks for leaders.
@@ -50,7 +50,7 @@ const DRAIN_MS: u64 = MAX_DRAIN_MS;
 pub struct DecommissionArguments {
     /// The node.
     node: u64,
-    /// Show where each replica would go, and do nothing.
+    /// Show where each replica would go, and do nothing. Ends with exit code 3 when some could not go.
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
@@ -61,26 +61,29 @@ pub struct DecommissionArguments {
 pub async fn run(arguments: &DecommissionArguments) -> anyhow::Result<ExitCode> {
     let DecommissionArguments { node, dry_run, target } = arguments;
     let cluster = Reached::all(target).await?;
-    let Survey { mut groups, places } = Survey::within(&cluster, *node, target.timeout()).await?;
-    if cluster.nodes().values().any(|one| one.status.has_catalog) {
-        Rules::look(target).await?.note(&mut groups.held, &places);
-    }
+    let reason = "the rules for replicas are not known, and nothing is moved without them";
+    let ruled = Ruled::look(&cluster, target).await.context(reason)?;
+    let survey = Survey::within(&cluster, *node, &ruled, target.timeout()).await?;
+    let Survey { mut groups, places } = survey;
+    rules::note(&ruled, &mut groups.held, &places);
     let choice = choose(&groups.held, &places, *node);
-    let mut outcome = Outcome::new(choice.stuck.clone(), &groups.unled);
+    let silent = cluster.silent().keys().copied().filter(|silent| silent != node).collect();
+    let mut outcome = Outcome::new(choice.stuck.clone(), &groups.unled, silent);
     if *dry_run {
         show(*node, &choice, &outcome, target.json);
-        return Ok(ExitCode::SUCCESS);
+        return Ok(outcome.exit_code());
     }
     if let Err(error) = drain(&cluster, *node).await {
         eprintln!("node {node} is not drained, and may take leaderships meanwhile: {error:#}");
     }
     carry_out(&cluster, *node, &choice.moves, target.timeout(), &mut outcome).await;
     // Another command may have given it one meanwhile, or have ended between two of its steps.
-    let (after, silent) = look_again(&cluster, *node, &groups.unled, target.timeout()).await;
+    let (after, silent) =
+        look_again(&cluster, *node, &ruled, &groups.unled, target.timeout()).await;
     outcome.take_over(*node, &groups.voters, after, cluster.silent().keys().copied().chain(silent));
     outcome.drain = drain_of(&cluster, *node).await;
     report(*node, &outcome, target.json);
-    Ok(if outcome.is_whole() { ExitCode::SUCCESS } else { ExitCode::from(PARTLY) })
+    Ok(outcome.exit_code())
 }
 
 /// What the nodes that answer say.
@@ -92,10 +95,15 @@ struct Survey {
 impl Survey {
     /// Looks until each group has a leader that answers, and after that time in any case: a node that is
     /// just gone may have led some.
-    async fn within(cluster: &Reached, gone: u64, within: Duration) -> anyhow::Result<Self> {
+    async fn within(
+        cluster: &Reached,
+        gone: u64,
+        ruled: &Ruled,
+        within: Duration,
+    ) -> anyhow::Result<Self> {
         let deadline = Instant::now() + within;
         loop {
-            let survey = Self::of(cluster, gone).await?;
+            let survey = Self::of(cluster, gone, ruled).await?;
             if survey.groups.unled.is_empty() || Instant::now() > deadline {
                 return Ok(survey);
             }
@@ -103,8 +111,8 @@ impl Survey {
         }
     }
 
-    async fn of(cluster: &Reached, gone: u64) -> anyhow::Result<Self> {
-        let groups = Groups::of(&cluster.all_groups().await?, gone);
+    async fn of(cluster: &Reached, gone: u64, ruled: &Ruled) -> anyhow::Result<Self> {
+        let groups = Groups::of(&cluster.all_groups().await?, gone, ruled);
         let places = places(cluster).await?;
         if !cluster.knows(gone) {
             bail!("there is no node {gone}; `shardhost node list` shows those that are");
@@ -118,13 +126,14 @@ impl Survey {
 async fn look_again(
     cluster: &Reached,
     gone: u64,
+    ruled: &Ruled,
     unled: &BTreeSet<u64>,
     within: Duration,
 ) -> (Groups, BTreeSet<u64>) {
     let deadline = Instant::now() + within;
     loop {
         let (statuses, silent) = cluster.groups().await;
-        let groups = Groups::of(&statuses, gone);
+        let groups = Groups::of(&statuses, gone, ruled);
         if groups.unled.is_subset(unled) || Instant::now() > deadline {
             return (groups, silent.into_keys().collect());
         }

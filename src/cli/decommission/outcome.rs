@@ -1,13 +1,15 @@
 //! What a decommission did and left, as text and as JSON.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::process::ExitCode;
 
 use serde_json::{Value, json};
 use shardhost_proto::balance::DrainStatus;
 
 use super::choose::{Choice, Move};
 use super::groups::Groups;
-use crate::output::{number, span};
+use crate::ended::PARTLY;
+use crate::output::{counted, number, span};
 use crate::rebuild::{Shrunk, shrunk};
 
 /// Groups that are shown.
@@ -21,7 +23,7 @@ pub struct Outcome {
     pub left: BTreeMap<u64, String>,
     /// Those of them in which a change may have begun, and then continues.
     pub continues: BTreeSet<u64>,
-    /// Groups that have fewer voters than most, and how many. Some are meant to be so.
+    /// Groups that have fewer voters than is expected, and how many. Some are meant to be so.
     short: BTreeMap<u64, usize>,
     /// Groups that lost voters since the beginning.
     shrunk: BTreeMap<u64, Shrunk>,
@@ -32,11 +34,12 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Before anything is done: what has no place, and what cannot be asked for.
-    pub fn new(stuck: BTreeMap<u64, String>, unled: &BTreeSet<u64>) -> Self {
+    /// Before anything is done: what has no place, what cannot be asked for, and which other nodes do not
+    /// answer.
+    pub fn new(stuck: BTreeMap<u64, String>, unled: &BTreeSet<u64>, silent: BTreeSet<u64>) -> Self {
         let mut left = stuck;
         left.extend(unled.iter().map(|group| (*group, "it has no leader".to_owned())));
-        Self { left, ..Self::default() }
+        Self { left, silent, ..Self::default() }
     }
 
     /// Takes over what the nodes say at the end, and which do not answer.
@@ -65,6 +68,20 @@ impl Outcome {
         self.left.is_empty() && self.shrunk.is_empty() && self.silent.is_empty()
     }
 
+    /// Of what was done, or would be.
+    pub fn exit_code(&self) -> ExitCode {
+        if self.is_whole() { ExitCode::SUCCESS } else { ExitCode::from(PARTLY) }
+    }
+
+    fn show_silent(&self) {
+        for silent in &self.silent {
+            println!(
+                "node {silent} does not answer: groups that only such nodes hold are not known; run this again \
+                 when it does, or `shardhost node remove {silent}` if it is gone for good"
+            );
+        }
+    }
+
     fn show_left(&self) {
         for (group, why) in self.left.iter().take(SHOWN) {
             let continues =
@@ -79,15 +96,17 @@ impl Outcome {
     fn show_short(&self) {
         for (group, Shrunk { before, now }) in &self.shrunk {
             println!(
-                "group {group} has {now} voters, and had {before} when this began: another command may have \
-                 removed one; `shardhost member add {group} NODE` adds another"
+                "group {group} has {}, and had {before} when this began: another command may have \
+                 removed one; `shardhost member add {group} NODE` adds another",
+                counted(*now as u64, "voter")
             );
         }
         let short = self.short.iter().filter(|(group, _)| !self.shrunk.contains_key(group));
         for (group, voters) in short {
             println!(
-                "group {group} has {voters} voters, fewer than most, as when this began: a `member rebuild` \
-                 that was ended may have left it so; `shardhost member add {group} NODE` adds another"
+                "group {group} has {}, fewer than is expected, as when this began: a `member rebuild` \
+                 that was ended may have left it so; `shardhost member add {group} NODE` adds another",
+                counted(*voters as u64, "voter")
             );
         }
     }
@@ -111,9 +130,14 @@ pub fn show(node: u64, choice: &Choice, outcome: &Outcome, as_json: bool) {
     if as_json {
         let moves = choice.moves.iter().map(|one| json!({ "group": one.group, "new": one.new }));
         let moves: Vec<Value> = moves.collect();
-        return println!("{}", json!({ "node": node, "moves": moves, "left": outcome.left }));
+        return println!(
+            "{}",
+            json!({
+                "node": node, "moves": moves, "left": outcome.left, "silent_nodes": outcome.silent
+            })
+        );
     }
-    println!("{} replicas of node {node} would move", number(choice.moves.len() as u64));
+    println!("{} of node {node} would move", counted(choice.moves.len() as u64, "replica"));
     for Move { group, new, .. } in choice.moves.iter().take(SHOWN) {
         println!("group {group}: to node {new}");
     }
@@ -121,6 +145,7 @@ pub fn show(node: u64, choice: &Choice, outcome: &Outcome, as_json: bool) {
         println!("and {} more", number((choice.moves.len() - SHOWN) as u64));
     }
     outcome.show_left();
+    outcome.show_silent();
 }
 
 /// Shows what moved, and what did not.
@@ -128,14 +153,9 @@ pub fn report(node: u64, outcome: &Outcome, as_json: bool) {
     if as_json {
         return println!("{}", outcome.json(node));
     }
-    println!("{} replicas of node {node} moved", number(outcome.moved));
+    println!("{} of node {node} moved", counted(outcome.moved, "replica"));
     outcome.show_left();
-    for silent in &outcome.silent {
-        println!(
-            "node {silent} does not answer: groups that only such nodes hold are not known; run this again \
-             when it does, or `shardhost node remove {silent}` if it is gone for good"
-        );
-    }
+    outcome.show_silent();
     outcome.show_short();
     if outcome.is_whole() {
         println!(
@@ -164,24 +184,24 @@ mod tests {
     use super::super::choose::Held;
     use super::*;
 
-    fn counted(counts: &[(u64, usize)]) -> BTreeMap<u64, usize> {
+    fn counts(counts: &[(u64, usize)]) -> BTreeMap<u64, usize> {
         counts.iter().copied().collect()
     }
 
     fn ended(after: Groups, silent: &[u64]) -> Outcome {
         let mut outcome = Outcome::default();
-        let before = counted(&[(1, 3), (2, 3), (3, 1)]);
+        let before = counts(&[(1, 3), (2, 3), (3, 1)]);
         outcome.take_over(4, &before, after, silent.iter().copied());
         outcome
     }
 
     #[test]
     fn a_group_that_is_small_by_intention_is_no_reason_to_run_again() {
-        let voters = counted(&[(1, 3), (2, 3), (3, 1)]);
-        let small = ended(Groups { voters, short: counted(&[(3, 1)]), ..Groups::default() }, &[]);
+        let voters = counts(&[(1, 3), (2, 3), (3, 1)]);
+        let small = ended(Groups { voters, short: counts(&[(3, 1)]), ..Groups::default() }, &[]);
         assert!(small.is_whole());
         assert_eq!(small.json(4)["short_groups"], json!({ "3": 1 }));
-        let voters = counted(&[(1, 3), (2, 2), (3, 1)]);
+        let voters = counts(&[(1, 3), (2, 2), (3, 1)]);
         let lost = ended(Groups { voters, ..Groups::default() }, &[]);
         assert!(!lost.is_whole());
         assert_eq!(lost.json(4)["short_groups"], json!({ "2": 2 }));
@@ -201,6 +221,19 @@ mod tests {
     fn a_node_that_stops_answering_is_silent_and_the_one_that_is_given_up_may_be() {
         assert!(!ended(Groups::default(), &[2]).is_whole());
         assert!(ended(Groups::default(), &[4]).is_whole());
+    }
+
+    #[test]
+    fn a_plan_by_which_a_group_stays_ends_as_a_run_by_which_one_stays() {
+        let plan = |stuck: &[u64], unled: &[u64], silent: &[u64]| {
+            let stuck = stuck.iter().map(|group| (*group, "no place".to_owned())).collect();
+            let unled = unled.iter().copied().collect();
+            Outcome::new(stuck, &unled, silent.iter().copied().collect()).exit_code()
+        };
+        assert_eq!(plan(&[], &[], &[]), ExitCode::SUCCESS);
+        for left in [plan(&[7], &[], &[]), plan(&[], &[7], &[]), plan(&[], &[], &[2])] {
+            assert_eq!(left, ExitCode::from(PARTLY));
+        }
     }
 
     #[test]

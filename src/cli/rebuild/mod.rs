@@ -30,7 +30,9 @@ pub use self::survey::{Shrunk, Survey, learns, member_on, shrunk};
 use super::change::is_refused;
 use super::ended::PARTLY;
 use super::group_status::{config_index, role_of};
+use super::output::counted;
 use super::reached::{REQUEST_MS, Reached, hand_over};
+use super::ruled::Ruled;
 use super::serve::Signals;
 use super::target::{Node, Target, said};
 
@@ -70,7 +72,8 @@ pub async fn run(arguments: &RebuildArguments) -> anyhow::Result<ExitCode> {
     let RebuildArguments { node, groups, dry_run, target } = arguments;
     let cluster = Reached::all(target).await?;
     cluster.require(*node)?;
-    let mut survey = Survey::of(&cluster, *node).await?;
+    let ruled = rules(&cluster, target).await;
+    let mut survey = Survey::of(&cluster, *node, &ruled).await?;
     if !groups.is_empty() {
         survey = only(survey, groups, *node, &cluster)?;
     }
@@ -86,8 +89,10 @@ pub async fn run(arguments: &RebuildArguments) -> anyhow::Result<ExitCode> {
     // Whatever took a voter from a group, it is named.
     let (after, silent) = cluster.groups().await;
     let selected = |group| groups.is_empty() || groups.contains(&group);
-    let after = Survey::from(&after, *node);
-    let unknown = unknown.afterwards(&survey, after, silent, selected);
+    // Rules may have come meanwhile.
+    let ruled = rules(&cluster, target).await;
+    let after = Survey::from(&after, *node, &ruled);
+    let unknown = unknown.afterwards(&survey, after, &ruled, silent, selected);
     report(*node, rebuilt, &failed, &unknown, target.json);
     // Where nothing was changed, it only failed.
     let changed =
@@ -96,6 +101,16 @@ pub async fn run(arguments: &RebuildArguments) -> anyhow::Result<ExitCode> {
         (true, _) => unknown.exit_code(),
         (false, true) => ExitCode::from(PARTLY),
         (false, false) => ExitCode::FAILURE,
+    })
+}
+
+/// The rules for replicas. A cluster whose catalog does not answer is rebuilt all the same.
+async fn rules(cluster: &Reached, target: &Target) -> Ruled {
+    Ruled::look(cluster, target).await.unwrap_or_else(|error| {
+        eprintln!(
+            "the rules for replicas are not known, and groups are compared with each other: {error:#}"
+        );
+        Ruled::default()
     })
 }
 
@@ -141,7 +156,8 @@ async fn rebuild_all(
     let mut signals = Signals::listen()?;
     let places = Semaphore::new(BETWEEN);
     let one = |(group, old): (&u64, &Old)| {
-        let (usual, places, place) = (survey.usual, &places, Mutex::new(None));
+        let usual = survey.usual.get(group).copied().unwrap_or(0);
+        let (places, place) = (&places, Mutex::new(None));
         let rebuild =
             Rebuild { cluster, course, node, group: *group, old: *old, usual, places, place };
         async move { (rebuild.group, rebuild.run(within).await) }
@@ -188,7 +204,7 @@ struct Rebuild<'a> {
     node: u64,
     group: u64,
     old: Old,
-    /// How many voters most groups have.
+    /// How many voters are expected of it.
     usual: usize,
     places: &'a Semaphore,
     /// Held from before the removal until the new replica is recorded, or this ends.
@@ -350,19 +366,20 @@ fn request_of(status: &GroupStatus, kind: Kind, node: u64) -> ChangeMembershipRe
 }
 
 /// Whether the group still has the voters that it had when this command looked, and is not left
-/// with a single one where most groups have more: another command may have removed one, and not
+/// with a single one where more are expected: another command may have removed one, and not
 /// added the next yet, as a rebuild of another node does.
 fn check_voters(now: usize, old: Old, usual: usize) -> anyhow::Result<()> {
     if old.learns {
         return Ok(());
     }
     if now < old.voters {
-        bail!("it has {now} voters now, and had {}: another change comes first", old.voters);
+        let now = counted(now as u64, "voter");
+        bail!("it has {now} now, and had {}: another change comes first", old.voters);
     }
     if now == 2 && usual > 2 {
         bail!(
-            "one voter would be left with all that the group holds; most groups have {usual}: add \
-             another with `member add` first"
+            "one voter would be left with all that the group holds, where {usual} are expected: add another with \
+             `member add` first, unless a rule has one added"
         );
     }
     Ok(())

@@ -7,8 +7,9 @@ use serde_json::json;
 
 use super::survey::{Shrunk, Survey, shrunk};
 use crate::ended::PARTLY;
-use crate::output::number;
+use crate::output::{counted, number};
 use crate::reached::Reached;
+use crate::ruled::Ruled;
 
 /// Groups that are shown.
 const SHOWN: usize = 20;
@@ -17,17 +18,18 @@ const SHOWN: usize = 20;
 pub struct Unknown {
     /// Nodes that do not answer, and where they are expected.
     silent: BTreeMap<u64, String>,
-    /// Groups that have fewer voters than most, and how many.
+    /// Groups that have fewer voters than is expected, and how many.
     short: BTreeMap<u64, usize>,
     /// Groups that lost voters since the beginning.
     shrunk: BTreeMap<u64, Shrunk>,
-    usual: usize,
+    /// How many are expected.
+    usual: BTreeMap<u64, usize>,
 }
 
 impl Unknown {
     pub fn of(cluster: &Reached, survey: &Survey) -> Self {
         let (silent, short) = (cluster.silent().clone(), survey.short.clone());
-        Self { silent, short, shrunk: BTreeMap::new(), usual: survey.usual }
+        Self { silent, short, shrunk: BTreeMap::new(), usual: survey.usual.clone() }
     }
 
     /// The same by what the nodes say at the end; of the selected groups.
@@ -35,6 +37,7 @@ impl Unknown {
         mut self,
         before: &Survey,
         after: Survey,
+        ruled: &Ruled,
         silent: BTreeMap<u64, String>,
         selected: impl Fn(u64) -> bool,
     ) -> Self {
@@ -42,7 +45,9 @@ impl Unknown {
         (self.short, self.usual) = (after.short, after.usual);
         self.shrunk = shrunk(&before.voters, &after.voters);
         self.short.retain(|group, _| selected(*group));
-        self.shrunk.retain(|group, _| selected(*group));
+        // One that has as many as its rule asks for had too many.
+        let lost = |group: u64, now: usize| ruled.voters(group).is_none_or(|asked| now < asked);
+        self.shrunk.retain(|group, shrunk| selected(*group) && lost(*group, shrunk.now));
         self
     }
 
@@ -65,18 +70,20 @@ impl Unknown {
         }
         for (group, Shrunk { before, now }) in &self.shrunk {
             println!(
-                "group {group} has {now} voters, and had {before} when this began: `shardhost member add {group} \
-                 {node}`, or another node, adds one"
+                "group {group} has {}, and had {before} when this began: `shardhost member add {group} \
+                 {node}`, or another node, adds one",
+                counted(*now as u64, "voter")
             );
         }
         for (group, voters) in
             self.short.iter().filter(|(group, _)| !self.shrunk.contains_key(group))
         {
-            let usual = self.usual;
+            let usual = self.usual.get(group).copied().unwrap_or(0);
             println!(
-                "group {group} has {voters} voters and none on node {node}, most groups have {usual}: if \
+                "group {group} has {} and none on node {node}, where {usual} are expected: if \
                  an earlier run removed that one, `shardhost member add {group} {node}` adds another, or \
-                 `shardhost member promote {group} {node}` where a learner took its place"
+                 `shardhost member promote {group} {node}` where a learner took its place",
+                counted(*voters as u64, "voter")
             );
         }
     }
@@ -110,7 +117,7 @@ pub fn show(node: u64, survey: &Survey, unknown: &Unknown, as_json: bool) {
             json!({ "node": node, "groups": groups, "silent_nodes": silent, "short_groups": short })
         );
     }
-    println!("node {node} would get {} new replicas", number(groups.len() as u64));
+    println!("node {node} would get {}", counted(groups.len() as u64, "new replica"));
     for group in groups.iter().take(SHOWN) {
         println!("group {group}");
     }
@@ -145,7 +152,7 @@ pub fn report(
             })
         );
     }
-    println!("node {node} has {} new replicas", number(rebuilt as u64));
+    println!("node {node} has {}", counted(rebuilt as u64, "new replica"));
     for (group, Failure { cause, .. }) in failed.iter().take(SHOWN) {
         println!("group {group}: {cause}");
     }
@@ -173,32 +180,34 @@ pub fn report(
 mod tests {
     use super::*;
 
-    fn counted(counts: &[(u64, usize)]) -> BTreeMap<u64, usize> {
+    fn counts(counts: &[(u64, usize)]) -> BTreeMap<u64, usize> {
         counts.iter().copied().collect()
     }
 
     #[test]
     fn what_lost_a_voter_meanwhile_is_named_whatever_the_cause() {
-        let before = Survey { voters: counted(&[(1, 3), (2, 3), (3, 5)]), ..Survey::default() };
+        let before = Survey { voters: counts(&[(1, 3), (2, 3), (3, 5)]), ..Survey::default() };
         let after = || Survey {
-            voters: counted(&[(1, 3), (2, 2), (3, 4)]),
-            short: counted(&[(2, 2)]),
-            usual: 3,
+            voters: counts(&[(1, 3), (2, 2), (3, 4)]),
+            short: counts(&[(2, 2)]),
+            usual: counts(&[(2, 3)]),
             ..Survey::default()
         };
         let unknown = || Unknown {
             silent: BTreeMap::new(),
             short: BTreeMap::new(),
             shrunk: BTreeMap::new(),
-            usual: 3,
+            usual: BTreeMap::new(),
         };
-        let all = unknown().afterwards(&before, after(), BTreeMap::new(), |_| true);
-        assert_eq!(all.short_groups(), counted(&[(2, 2), (3, 4)]));
+        let none = Ruled::default();
+        let all = unknown().afterwards(&before, after(), &none, BTreeMap::new(), |_| true);
+        assert_eq!(all.short_groups(), counts(&[(2, 2), (3, 4)]));
         assert!(all.has_shrunk() && all.exit_code() == ExitCode::from(PARTLY));
-        let one = unknown().afterwards(&before, after(), BTreeMap::new(), |group| group == 1);
+        let one =
+            unknown().afterwards(&before, after(), &none, BTreeMap::new(), |group| group == 1);
         assert!(!one.has_shrunk() && one.exit_code() == ExitCode::SUCCESS);
         let silent = BTreeMap::from([(4, "n4".to_owned())]);
-        let one = unknown().afterwards(&before, after(), silent, |group| group == 1);
+        let one = unknown().afterwards(&before, after(), &none, silent, |group| group == 1);
         assert_eq!(one.exit_code(), ExitCode::from(PARTLY));
     }
 }
