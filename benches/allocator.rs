@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use shardhost_policy::allocator::{Allocator, Change, Observation};
+use shardhost_policy::allocator::{Allocator, Observation, Order};
 use shardhost_policy::catalog::{
     Catalog, Command, Name, NewGroup, NewNode, Operation, PlannerMode, ReplicaSettings, Subject,
 };
@@ -69,7 +69,7 @@ fn pass(
     catalog: &Catalog,
     live: &BTreeSet<NodeId>,
     now_ms: u64,
-) -> Vec<Change> {
+) -> Vec<Order> {
     let system = [1, 2, 3].map(NodeId::must).into();
     let (view, system, system_learners) = (catalog.view(), &system, &[][..]);
     let impaired = &BTreeSet::new();

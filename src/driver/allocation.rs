@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use shardhost_groups::{GroupId, NodeId};
-use shardhost_policy::allocator::{Allocator, Change, Observation, Outcome, Reason, Step};
+use shardhost_policy::allocator::{Allocator, Change, Observation, Order, Outcome, Reason, Step};
 use shardhost_proto::system as wire;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -77,7 +77,7 @@ async fn run(inner: Weak<Inner>, planner_term: u64, shared: Shared) {
         has_more = shared.allocator.lock().has_more();
         if !orders.is_empty() {
             let own = inner.host.node_id();
-            let asking = |change: Change| Asking::new(own, &view, &live, change);
+            let asking = |order: Order| Asking::new(own, &view, &live, order);
             let orders = orders.into_iter().map(asking).collect();
             sending.spawn(send(Arc::clone(&inner), planner_term, orders, shared.clone()));
         }
@@ -89,7 +89,7 @@ async fn pass(
     view: &Arc<View>,
     live: &Arc<BTreeSet<NodeId>>,
     shared: &Shared,
-) -> Vec<Change> {
+) -> Vec<Order> {
     let group = inner.host.group(SYSTEM_GROUP);
     let membership = group.map(|group| group.membership());
     let members = membership.iter().flat_map(|membership| membership.members.values());
@@ -107,7 +107,7 @@ async fn pass(
     });
     match passed.await {
         Ok(orders) => {
-            for Change { group, step, reason, .. } in &orders {
+            for Order { change: Change { group, step, reason, .. }, .. } in &orders {
                 tracing::info!(%group, ?step, %reason, "a replica is to move");
             }
             orders
@@ -122,6 +122,8 @@ async fn pass(
 /// An order, and who of those that may lead the group was not asked yet.
 #[derive(Debug)]
 struct Asking {
+    /// As the allocator knows it.
+    ordered: Order,
     order: Replacement,
     /// In the order in which they are asked; the last one is next.
     left: Vec<NodeId>,
@@ -131,8 +133,8 @@ impl Asking {
     /// The members are asked one after the other, those that answer first; each may name the leader. The
     /// one that gives its replica away is the first of them: if it leads it transfers, and names the next
     /// leader. This host leads the system group.
-    fn new(own: NodeId, view: &View, live: &BTreeSet<NodeId>, change: Change) -> Self {
-        let Change { group, step, reason, instead_of, .. } = change;
+    fn new(own: NodeId, view: &View, live: &BTreeSet<NodeId>, ordered: Order) -> Self {
+        let Change { group, step, reason, instead_of, .. } = ordered.change;
         let members =
             view.groups().get(&group).map_or_else(Vec::new, |group| group.members().to_vec());
         let mut left: Vec<NodeId> = if group == SYSTEM_GROUP { vec![own] } else { members };
@@ -140,7 +142,7 @@ impl Asking {
         let gives = |node: NodeId| Some(node) == step.old();
         left.sort_by_key(|node| (live.contains(node), gives(*node), std::cmp::Reverse(*node)));
         let gone = reason == Reason::Gone;
-        Self { order: Replacement { group, step, gone, instead_of }, left }
+        Self { ordered, order: Replacement { group, step, gone, instead_of }, left }
     }
 
     /// The next one to ask; a leader that was named comes first, if it was not asked.
@@ -167,7 +169,7 @@ async fn send(inner: Arc<Inner>, planner_term: u64, orders: Vec<Asking>, shared:
         for (asking, answer) in futures::future::join_all(asked).await.into_iter().flatten() {
             match answer {
                 Replaced::NotLeader(named) => ask_next(&mut at, asking, named, &shared),
-                answer => note(&shared, asking.order, answer),
+                answer => note(&shared, asking.ordered, answer),
             }
         }
     }
@@ -200,19 +202,20 @@ fn ask_next(
 ) {
     match asking.next(named) {
         Some(node) => at.entry(node).or_default().push(asking),
-        None => note(shared, asking.order, Replaced::NotLeader(None)),
+        None => note(shared, asking.ordered, Replaced::NotLeader(None)),
     }
 }
 
-fn note(shared: &Shared, order: Replacement, answer: Replaced) {
+fn note(shared: &Shared, order: Order, answer: Replaced) {
     let outcome = match answer {
         Replaced::Begun => Outcome::Begun,
         Replaced::NotLeader(_) => Outcome::Refused("it has no leader that answers".to_owned()),
         Replaced::Refused(why) => Outcome::Refused(why),
+        Replaced::InTheWay(node) => Outcome::InTheWay(node),
         Replaced::Unknown => Outcome::Unknown,
     };
-    tracing::debug!(group = %order.group, ?outcome, "an order to move a replica ended");
-    shared.allocator.lock().ended(order.group, shared.now_ms(), outcome);
+    tracing::debug!(group = %order.change.group, ?outcome, "an order to move a replica ended");
+    shared.allocator.lock().ended(order, shared.now_ms(), outcome);
 }
 
 /// The outcomes of those orders that were answered.
@@ -226,12 +229,14 @@ async fn ask(
         group: order.group.get(),
         old: order.step.old().map_or(0, NodeId::get),
         new: order.step.new_node().map_or(0, NodeId::get),
-        learner: matches!(
-            order.step,
-            Step::Add { learner: true, .. } | Step::Remove { learner: true, .. }
-        ),
+        learner: match order.step {
+            Step::Add { learner, .. } | Step::Remove { learner, .. } => learner,
+            Step::ReplaceLearner { .. } => true,
+            Step::Replace { .. } => false,
+        },
         wanted: match order.step {
             Step::Add { wanted, .. } | Step::Remove { wanted, .. } => wanted,
+            Step::ReplaceLearner { has, .. } => has,
             Step::Replace { .. } => 0,
         },
         gone: order.gone,
@@ -289,19 +294,20 @@ mod tests {
         let (reason, urgent, instead_of) = (Reason::Gone, true, None);
         let step = Step::Replace { old: node(1), new: node(6) };
         let change = Change { group: id, step, reason, urgent, instead_of };
+        let order = |change| Order { ticket: 1, change };
         let live = [3, 4, 5, 6].map(node).into();
-        let mut asking = Asking::new(node(4), catalog.view(), &live, change);
+        let mut asking = Asking::new(node(4), catalog.view(), &live, order(change));
         let named = [None, Some(node(5)), Some(node(5)), None, None];
         let asked = named.map(|named| asking.next(named).map(NodeId::get));
         assert_eq!(asked, [Some(3), Some(5), Some(4), Some(2), None]);
         // One that runs and gives its replica away is asked first: it may lead, and hand on.
         let (step, reason) = (Step::Replace { old: node(5), new: node(6) }, Reason::Count);
         let spread = Change { step, reason, ..change };
-        let mut asking = Asking::new(node(4), catalog.view(), &live, spread);
+        let mut asking = Asking::new(node(4), catalog.view(), &live, order(spread));
         let named = [None, Some(node(4))];
         assert_eq!(named.map(|named| asking.next(named)), [Some(node(5)), Some(node(4))]);
         let system = Change { group: SYSTEM_GROUP, ..change };
-        let mut asking = Asking::new(node(4), catalog.view(), &live, system);
+        let mut asking = Asking::new(node(4), catalog.view(), &live, order(system));
         assert_eq!([asking.next(None), asking.next(None)], [Some(node(4)), None]);
     }
 }

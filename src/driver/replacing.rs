@@ -49,6 +49,8 @@ pub(super) enum Replaced {
     /// This host does not lead the group; who does, as far as it knows.
     NotLeader(Option<NodeId>),
     Refused(String),
+    /// An addition to this node, of another order or of an operator, is under way.
+    InTheWay(NodeId),
     /// It was not recorded in time, and may be later.
     Unknown,
 }
@@ -94,8 +96,7 @@ impl Inner {
             return Replaced::Refused(format!("node {old} answers its leader"));
         }
         let takes_part = |node: NodeId| self.takes_part(&status, node);
-        let answers = |node: NodeId| self.host.hears(node);
-        let step = match next_step(&status.membership, order, answers, takes_part) {
+        let step = match next_step(&status.membership, order, takes_part) {
             Ok(step) => step,
             Err(why) => return Replaced::Refused(why),
         };
@@ -111,12 +112,13 @@ impl Inner {
         let one = MembershipChange::new().expecting(expecting);
         let changed = match step {
             Step::Nothing => return Replaced::Begun,
+            Step::Wait(node) => return Replaced::InTheWay(node),
             Step::Cancel => {
                 let cancelled = group.cancel_addition(Some(expecting)).await;
                 return match cancelled {
-                    Ok(_) => Replaced::Refused(
-                        "an addition to a node that is gone was cancelled".to_owned(),
-                    ),
+                    Ok(_) => {
+                        Replaced::Refused("an addition that did not end was cancelled".to_owned())
+                    }
                     Err(error) => Replaced::Refused(error.to_string()),
                 };
             }
@@ -205,6 +207,8 @@ fn incoming_node(membership: &Membership) -> Option<NodeId> {
 enum Step {
     /// It is under way, or done.
     Nothing,
+    /// An addition to this node has to end first.
+    Wait(NodeId),
     ReplaceVoter {
         old: NodeId,
         new: NodeId,
@@ -222,7 +226,7 @@ enum Step {
     Remove {
         old: NodeId,
     },
-    /// An addition to a node that is gone stands in the way.
+    /// An addition stands in the way that does not end.
     Cancel,
 }
 
@@ -230,7 +234,6 @@ enum Step {
 fn next_step(
     membership: &Membership,
     order: Replacement,
-    answers: impl Fn(NodeId) -> bool,
     takes_part: impl Fn(NodeId) -> bool,
 ) -> Result<Step, String> {
     let member_on = |node: NodeId| membership.members.values().find(|member| member.node == node);
@@ -241,10 +244,8 @@ fn next_step(
         Some(node) if Some(node) == order.step.new_node() && replaced == order.step.old() => {
             return Ok(Step::Nothing);
         }
-        Some(node) if answers(node) && order.instead_of != Some(node) => {
-            return Err(format!("an addition of node {node} is under way"));
-        }
-        Some(_) => return Ok(Step::Cancel),
+        Some(node) if order.instead_of == Some(node) => return Ok(Step::Cancel),
+        Some(node) => return Ok(Step::Wait(node)),
         None => {}
     }
     match order.step {
@@ -255,6 +256,20 @@ fn next_step(
             (Some(Member { voter: true, .. }), None) => Ok(Step::ReplaceVoter { old, new }),
             (Some(_), None) => Ok(Step::ReplaceLearner { old, new }),
         },
+        Ordered::ReplaceLearner { old, new, has } => {
+            let more = count(membership, true) > has as usize;
+            match (member_on(old), member_on(new)) {
+                (None, Some(_)) => Ok(Step::Nothing),
+                (None, None) => Err(format!("node {old} is no member any more")),
+                (Some(Member { learner: true, .. }), None) if !more => Ok(Step::AddLearner { new }),
+                (Some(Member { learner: true, .. }), Some(Member { learner: true, .. }))
+                    if more =>
+                {
+                    Ok(if takes_part(new) { Step::Remove { old } } else { Step::Nothing })
+                }
+                _ => Err("its learners are others than was known".to_owned()),
+            }
+        }
         Ordered::Add { new, learner, wanted } => match member_on(new) {
             None if count(membership, learner) >= wanted as usize => {
                 Err("it has as many replicas as it is to have".to_owned())
@@ -275,12 +290,22 @@ fn next_step(
             Some(_) if count(membership, learner) <= wanted as usize => {
                 Err("it has no more replicas than it is to have".to_owned())
             }
+            Some(Member { voter: false, .. })
+                if takes_part(old) && !learners_beside(membership, old).all(&takes_part) =>
+            {
+                Err(format!("without node {old} fewer of its learners take part than could"))
+            }
             Some(Member { voter: true, .. }) if !outlives(membership, old, takes_part) => {
                 Err(format!("without node {old} too few of its voters take part"))
             }
             Some(_) => Ok(Step::Remove { old }),
         },
     }
+}
+
+fn learners_beside(membership: &Membership, node: NodeId) -> impl Iterator<Item = NodeId> {
+    let members = membership.members.values().filter(|member| member.learner);
+    members.map(|member| member.node).filter(move |one| *one != node)
 }
 
 fn count(membership: &Membership, learner: bool) -> usize {
@@ -301,6 +326,7 @@ fn outlives(membership: &Membership, old: NodeId, takes_part: impl Fn(NodeId) ->
 fn order_of(message: &wire::Replacement) -> Result<Replacement, Status> {
     let wire::Replacement { group, old, new, gone, instead_of, learner, wanted } = *message;
     let step = match (NodeId::new(old), NodeId::new(new)) {
+        (Some(old), Some(new)) if learner => Ordered::ReplaceLearner { old, new, has: wanted },
         (Some(old), Some(new)) => Ordered::Replace { old, new },
         (None, Some(new)) => Ordered::Add { new, learner, wanted },
         (Some(old), None) => Ordered::Remove { old, learner, wanted },
@@ -313,14 +339,26 @@ fn order_of(message: &wire::Replacement) -> Result<Replacement, Status> {
 }
 
 fn outcome_to_wire(group: GroupId, outcome: Replaced) -> wire::ReplaceOutcome {
-    let (result, leader, message) = match outcome {
-        Replaced::Begun => (ReplaceResult::Begun, None, String::new()),
-        Replaced::NotLeader(leader) => (ReplaceResult::NotLeader, leader, String::new()),
-        Replaced::Refused(why) => (ReplaceResult::Refused, None, why),
-        Replaced::Unknown => (ReplaceResult::Unspecified, None, String::new()),
+    let mut told = wire::ReplaceOutcome { group: group.get(), ..wire::ReplaceOutcome::default() };
+    let result = match outcome {
+        Replaced::Begun => ReplaceResult::Begun,
+        Replaced::NotLeader(leader) => {
+            told.leader_node = leader.map_or(0, NodeId::get);
+            ReplaceResult::NotLeader
+        }
+        Replaced::Refused(why) => {
+            told.message = why;
+            ReplaceResult::Refused
+        }
+        Replaced::InTheWay(node) => {
+            told.message = format!("an addition of node {node} is under way");
+            told.in_the_way = node.get();
+            ReplaceResult::Refused
+        }
+        Replaced::Unknown => ReplaceResult::Unspecified,
     };
-    let leader_node = leader.map_or(0, NodeId::get);
-    wire::ReplaceOutcome { group: group.get(), result: result.into(), leader_node, message }
+    told.set_result(result);
+    told
 }
 
 /// An outcome as it came. A result that is not known here is of unknown effect.
@@ -328,7 +366,10 @@ pub(super) fn outcome_from_wire(outcome: wire::ReplaceOutcome) -> (GroupId, Repl
     let replaced = match outcome.result() {
         ReplaceResult::Begun => Replaced::Begun,
         ReplaceResult::NotLeader => Replaced::NotLeader(NodeId::new(outcome.leader_node)),
-        ReplaceResult::Refused => Replaced::Refused(outcome.message),
+        ReplaceResult::Refused => match NodeId::new(outcome.in_the_way) {
+            Some(node) => Replaced::InTheWay(node),
+            None => Replaced::Refused(outcome.message),
+        },
         ReplaceResult::Unspecified => Replaced::Unknown,
     };
     (GroupId::new(outcome.group), replaced)
@@ -357,8 +398,7 @@ mod tests {
         let (group, instead_of) = (GroupId::new(7), Some(NodeId::must(8)));
         let step = Ordered::Replace { old, new };
         let order = Replacement { group, step, gone: true, instead_of };
-        let answers = |node| node != NodeId::must(9);
-        next_step(membership, order, answers, answers)
+        next_step(membership, order, |node| node != NodeId::must(9))
     }
 
     #[test]
@@ -380,19 +420,18 @@ mod tests {
         changing.members.insert(replica(5), Member::learner(NodeId::must(5)));
         changing.incoming = Some(Incoming { replica: replica(5), replaces: Some(replica(3)) });
         assert_eq!(step(&changing, 3, 5), Ok(Step::Nothing));
-        assert!(step(&changing, 3, 6).unwrap_err().contains("node 5 is under way"));
+        assert_eq!(step(&changing, 3, 6), Ok(Step::Wait(NodeId::must(5))));
         // An operator adds one on the same node, and nothing goes for it.
         changing.incoming = Some(Incoming { replica: replica(5), replaces: None });
-        assert!(step(&changing, 3, 5).unwrap_err().contains("node 5 is under way"));
+        assert_eq!(step(&changing, 3, 5), Ok(Step::Wait(NodeId::must(5))));
     }
 
     #[test]
-    fn an_addition_to_a_node_that_is_gone_makes_room() {
+    fn an_addition_is_given_up_by_its_name_only() {
         let mut changing = membership();
         changing.members.insert(replica(5), Member::learner(NodeId::must(9)));
         changing.incoming = Some(Incoming { replica: replica(5), replaces: Some(replica(3)) });
-        assert_eq!(step(&changing, 3, 6), Ok(Step::Cancel));
-        // So does one that is to be given up, although the node answers.
+        assert_eq!(step(&changing, 3, 6), Ok(Step::Wait(NodeId::must(9))), "it may come back");
         changing.members.insert(replica(5), Member::learner(NodeId::must(8)));
         assert_eq!(step(&changing, 3, 6), Ok(Step::Cancel));
     }
@@ -400,7 +439,7 @@ mod tests {
     fn next(step: Ordered, taking_part: fn(NodeId) -> bool) -> Result<Step, String> {
         let (group, instead_of) = (GroupId::new(7), None);
         let order = Replacement { group, step, gone: false, instead_of };
-        next_step(&membership(), order, |_| true, taking_part)
+        next_step(&membership(), order, taking_part)
     }
 
     #[test]
@@ -438,6 +477,48 @@ mod tests {
         let one_failed: fn(NodeId) -> bool = |node| node != NodeId::must(1);
         assert!(remove(3, false, 1, one_failed).unwrap_err().contains("too few"));
         assert_eq!(remove(1, false, 1, one_failed), Ok(Step::Remove { old: NodeId::must(1) }));
+    }
+
+    #[test]
+    fn a_learner_that_runs_goes_when_the_one_in_its_place_takes_part() {
+        let (old, new) = (NodeId::must(4), NodeId::must(5));
+        let order = Replacement {
+            group: GroupId::new(7),
+            step: Ordered::ReplaceLearner { old, new, has: 1 },
+            gone: false,
+            instead_of: None,
+        };
+        let next = |members: &Membership, caught_up: bool| {
+            next_step(members, order, |node| caught_up || node != new)
+        };
+        let mut members = membership();
+        assert_eq!(next(&members, true), Ok(Step::AddLearner { new }));
+        members.members.insert(replica(5), Member::learner(new));
+        assert_eq!(next(&members, false), Ok(Step::Nothing));
+        assert_eq!(next(&members, true), Ok(Step::Remove { old }));
+        members.members.remove(&replica(4));
+        assert_eq!(next(&members, true), Ok(Step::Nothing));
+        // It was there before: nothing takes the place of the other one.
+        let two = Replacement { step: Ordered::ReplaceLearner { old, new, has: 2 }, ..order };
+        members.members.insert(replica(4), Member::learner(old));
+        assert!(next_step(&members, two, |_| true).unwrap_err().contains("others than was known"));
+    }
+
+    #[test]
+    fn the_wire_carries_orders_and_outcomes() {
+        let (old, new) = (NodeId::must(4), NodeId::must(5));
+        for outcome in [
+            Replaced::Begun,
+            Replaced::NotLeader(Some(old)),
+            Replaced::NotLeader(None),
+            Replaced::Refused("it changes".to_owned()),
+            Replaced::InTheWay(new),
+            Replaced::Unknown,
+        ] {
+            let group = GroupId::new(7);
+            let sent = outcome_to_wire(group, outcome.clone());
+            assert_eq!(outcome_from_wire(sent), (group, outcome));
+        }
     }
 
     #[test]

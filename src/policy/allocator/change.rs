@@ -9,6 +9,9 @@ use shardhost_storage::{GroupId, NodeId};
 pub enum Step {
     /// A member on `new` takes the place of the one on `old`, with a vote if that one has one.
     Replace { old: NodeId, new: NodeId },
+    /// The same for a learner of a group that has so many: the one on `old` goes when the other one holds what it
+    /// held.
+    ReplaceLearner { old: NodeId, new: NodeId, has: u32 },
     /// A member more, of a group that is to have so many of its kind.
     Add { new: NodeId, learner: bool, wanted: u32 },
     /// A member fewer, of a group that is to have so many of its kind.
@@ -20,7 +23,9 @@ impl Step {
     #[must_use]
     pub const fn old(self) -> Option<NodeId> {
         match self {
-            Self::Replace { old, .. } | Self::Remove { old, .. } => Some(old),
+            Self::Replace { old, .. }
+            | Self::ReplaceLearner { old, .. }
+            | Self::Remove { old, .. } => Some(old),
             Self::Add { .. } => None,
         }
     }
@@ -28,7 +33,9 @@ impl Step {
     #[must_use]
     pub const fn new_node(self) -> Option<NodeId> {
         match self {
-            Self::Replace { new, .. } | Self::Add { new, .. } => Some(new),
+            Self::Replace { new, .. }
+            | Self::ReplaceLearner { new, .. }
+            | Self::Add { new, .. } => Some(new),
             Self::Remove { .. } => None,
         }
     }
@@ -73,7 +80,7 @@ pub enum Stuck {
     Closed,
     /// Those that hold none are not allowed by the rule of the group, or its leader could not be there.
     Ruled,
-    /// Changes to those that hold none were refused, or did not end.
+    /// Changes to those that hold none did not end, or were given up.
     Avoided,
 }
 
@@ -90,7 +97,7 @@ impl fmt::Display for Stuck {
                  rule list`), or add a node"
             }
             Self::Avoided => {
-                "changes to the other nodes were refused or did not end; they are tried again within an hour"
+                "changes to the other nodes did not end or were given up; they are tried again within an hour"
             }
         })
     }
@@ -107,4 +114,12 @@ pub struct Change {
     pub urgent: bool,
     /// A node whose replica was begun and did not come: that addition is given up.
     pub instead_of: Option<NodeId>,
+}
+
+/// A change that is to be made, and what its outcome is booked on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Order {
+    /// No other order of the same allocator has it.
+    pub ticket: u64,
+    pub change: Change,
 }

@@ -57,6 +57,14 @@ pub struct Held<'a> {
 }
 
 impl Held<'_> {
+    /// A member on `new` takes the place of one that runs.
+    pub(super) fn move_of(&self, old: NodeId, new: NodeId) -> Step {
+        match self.learners.filter(|learners| learners.contains(&old)) {
+            Some(learners) => Step::ReplaceLearner { old, new, has: learners.len() as u32 },
+            None => Step::Replace { old, new },
+        }
+    }
+
     pub(super) fn is_learner(&self, node: NodeId) -> bool {
         self.learners.is_some_and(|learners| learners.contains(&node))
     }

@@ -10,6 +10,7 @@
 
 mod change;
 mod choose;
+mod orders;
 mod repair;
 #[cfg(test)]
 mod simulation;
@@ -22,8 +23,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use shardhost_storage::{GroupId, NodeId};
 
-pub use self::change::{Change, Reason, Step, Stuck};
+pub use self::change::{Change, Order, Reason, Step, Stuck};
 pub use self::choose::{Choice, Held, Picture, Place, Standing, choose};
+pub use self::orders::Outcome;
+use self::orders::{Avoided, InTheWay, Moving, OrderBug, Rest};
 pub use self::status::{AllocatorStatus, GoneNode, MovingReplica, StuckGroup};
 use crate::catalog::{
     self, GroupRecord, GroupState, NodeRecord, PlannerMode, ReplicaRule, ReplicaSettings,
@@ -39,31 +42,9 @@ pub const MIN_SPREADING: usize = 8;
 const QUICK_MS: u64 = 3_000;
 /// One that took longer halves the room.
 const SLOW_MS: u64 = 10_000;
-/// For how long an order whose outcome is unknown keeps its group from another one.
-const UNKNOWN_FOR_MS: u64 = 30_000;
-/// For how long a change may be under way before it is decided anew: the target may be gone.
-const MOVING_FOR_MS: u64 = 600_000;
-/// For how long a node is left out for a group after a change to it took too long, or was refused too often.
-const AVOIDED_FOR_MS: u64 = 3_600_000;
-/// Refusals of one change after which another node is tried.
-const MOST_REFUSALS: u32 = 3;
-/// How long a group that refused is left alone at first; twice as long with each further refusal.
-const FIRST_REST_MS: u64 = 2_000;
-const LONGEST_REST_MS: u64 = 120_000;
 /// Nodes that run get replicas of each other when all have run for a part of the time after which one is
 /// replaced.
 const SETTLED_PART: u64 = 2;
-
-/// How an order ended at the leader of its group.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// The change is recorded in the group: any leader continues it.
-    Begun,
-    /// It was not begun, and why.
-    Refused(String),
-    /// It may have begun.
-    Unknown,
-}
 
 /// What is known at a pass.
 #[derive(Clone, Copy, Debug)]
@@ -80,34 +61,6 @@ pub struct Observation<'a> {
     pub system_learners: &'a [NodeId],
 }
 
-/// A change that was ordered.
-#[derive(Clone, Copy, Debug)]
-struct Moving {
-    change: Change,
-    ordered_ms: u64,
-    begun: bool,
-}
-
-/// A group that refused.
-#[derive(Clone, Debug)]
-struct Rest {
-    until_ms: u64,
-    refusals: u32,
-    why: String,
-    /// The node that the last refused change was to, if it was to one.
-    to: Option<NodeId>,
-    /// How often in a row.
-    same: u32,
-}
-
-/// A node that a group did not get a replica on.
-#[derive(Clone, Copy, Debug)]
-struct Avoided {
-    until_ms: u64,
-    /// The addition may still be recorded in the group.
-    begun: bool,
-}
-
 /// The memory between passes. One exists where the system group is led, and ends with that leadership.
 #[derive(Debug, Default)]
 pub struct Allocator {
@@ -118,6 +71,10 @@ pub struct Allocator {
     moving: BTreeMap<GroupId, Moving>,
     resting: BTreeMap<GroupId, Rest>,
     avoided: BTreeMap<(GroupId, NodeId), Avoided>,
+    /// Additions that are under way and not of the newest order of their group.
+    in_the_way: BTreeMap<GroupId, InTheWay>,
+    /// Additions that were given up since one of the group ended.
+    impatience: BTreeMap<GroupId, u32>,
     choice: Choice,
     /// Changes between nodes that run that may be under way; `None`: as many as at first.
     spreading: Option<usize>,
@@ -125,14 +82,19 @@ pub struct Allocator {
     has_more: bool,
     moved: u64,
     refused: u64,
+    /// Of the newest order.
+    ticket: u64,
+    #[cfg(test)]
+    bug: Option<OrderBug>,
 }
 
 impl Allocator {
-    /// Looks at the cluster, and returns the changes that are to be ordered now.
-    pub fn pass(&mut self, seen: &Observation<'_>) -> Vec<Change> {
+    /// Looks at the cluster, and returns the orders that are to be sent now.
+    pub fn pass(&mut self, seen: &Observation<'_>) -> Vec<Order> {
         let settings = seen.view.settings().replicas;
         let Some(settings) = settings.filter(|settings| settings.mode != PlannerMode::Off) else {
-            *self = Self { moved: self.moved, refused: self.refused, ..Self::default() };
+            let Self { moved, refused, ticket, .. } = *self;
+            *self = Self { moved, refused, ticket, ..Self::default() };
             return Vec::new();
         };
         self.look_who_answers(seen);
@@ -141,7 +103,6 @@ impl Allocator {
         let groups = groups_of(seen);
         let moving = self.moving.iter().map(|(group, moving)| (*group, moving.change.step));
         let resting = self.resting.iter().filter(|(_, rest)| rest.until_ms > seen.now_ms);
-        self.avoided.retain(|_, avoided| avoided.until_ms > seen.now_ms);
         let avoided: BTreeSet<(GroupId, NodeId)> = self.avoided.keys().copied().collect();
         let spreading = self.moving.values().filter(|moving| !moving.change.urgent);
         let choice = choose(&Picture {
@@ -156,7 +117,7 @@ impl Allocator {
             bug: None,
         });
         let (mut spread, most) = (spreading.count(), self.room_for_spreading());
-        let orders = choice.changes.iter().map(|change| self.instead(*change));
+        let orders = choice.changes.iter().map(|change| self.instead(*change, seen, settings));
         let orders = orders.filter(|change| {
             spread += usize::from(!change.urgent);
             change.urgent || spread <= most
@@ -165,74 +126,18 @@ impl Allocator {
             if settings.mode == PlannerMode::On { orders.collect() } else { Vec::new() };
         let left_out = choice.waiting > 0 || orders.len() < choice.changes.len();
         self.has_more = settings.mode == PlannerMode::On && left_out;
-        for change in &orders {
-            let moving = Moving { change: *change, ordered_ms: seen.now_ms, begun: false };
-            self.moving.insert(change.group, moving);
-        }
+        let mut sent = self.sent_again(seen.now_ms);
+        sent.extend(orders.into_iter().map(|change| self.order(change, seen.now_ms)));
         let wanted: BTreeSet<GroupId> = choice.changes.iter().map(|change| change.group).collect();
         self.resting.retain(|group, rest| rest.until_ms > seen.now_ms || wanted.contains(group));
         self.choice = choice;
-        orders
+        sent
     }
 
     /// Whether changes wait for others to end.
     #[must_use]
     pub const fn has_more(&self) -> bool {
         self.has_more
-    }
-
-    fn room_for_spreading(&self) -> usize {
-        self.spreading.unwrap_or(MIN_SPREADING)
-    }
-
-    /// A change between nodes that run took so long: small groups move by the dozen, and large ones, or those of
-    /// a cluster that is busy, a few at a time.
-    fn learn(&mut self, took_ms: u64) {
-        let room = self.room_for_spreading();
-        self.spreading = Some(match took_ms {
-            0..=QUICK_MS => (room + 1).min(MAX_MOVING),
-            SLOW_MS.. => (room / 2).max(MIN_SPREADING),
-            _ => room,
-        });
-    }
-
-    /// An order ended.
-    pub fn ended(&mut self, group: GroupId, now_ms: u64, outcome: Outcome) {
-        match outcome {
-            Outcome::Begun => {
-                if let Some(moving) = self.moving.get_mut(&group) {
-                    moving.begun = true;
-                }
-                self.resting.remove(&group);
-            }
-            // It is decided anew when the order has surely ended.
-            Outcome::Unknown => {}
-            Outcome::Refused(why) => {
-                let Some(moving) = self.moving.remove(&group) else { return };
-                self.refused += 1;
-                self.rest(group, moving.change.step.new_node(), now_ms, why);
-            }
-        }
-    }
-
-    fn rest(&mut self, group: GroupId, to: Option<NodeId>, now_ms: u64, why: String) {
-        let before = self.resting.get(&group);
-        let refusals = before.map_or(0, |rest| rest.refusals);
-        let same = before.filter(|rest| rest.to == to).map_or(1, |rest| rest.same + 1);
-        let rest = (FIRST_REST_MS << refusals.min(10)).min(LONGEST_REST_MS);
-        let (until_ms, refusals) = (now_ms + rest, refusals.saturating_add(1));
-        self.resting.insert(group, Rest { until_ms, refusals, why, to, same });
-        if let Some(to) = to.filter(|_| same >= MOST_REFUSALS) {
-            let until_ms = now_ms + AVOIDED_FOR_MS;
-            self.avoided.entry((group, to)).or_insert(Avoided { until_ms, begun: false });
-        }
-    }
-
-    /// A change of a group whose last one was begun and did not end takes the place of that.
-    fn instead(&self, change: Change) -> Change {
-        let of_group = (change.group, NodeId::must(1))..=(change.group, NodeId::must(u64::MAX));
-        let mut begun = self.avoided.range(of_group).filter(|(_, avoided)| avoided.begun);
-        Change { instead_of: begun.next().map(|((_, node), _)| *node), ..change }
     }
 
     fn look_who_answers(&mut self, seen: &Observation<'_>) {
@@ -251,35 +156,6 @@ impl Allocator {
     fn has_settled(&self, seen: &Observation<'_>, settings: ReplicaSettings) -> bool {
         let wait = settings.replace_after_ms / SETTLED_PART;
         self.settled.as_ref().is_some_and(|(_, since)| seen.now_ms >= since + wait)
-    }
-
-    /// Forgets changes that have ended, and those that take too long.
-    fn settle(&mut self, seen: &Observation<'_>) {
-        let (mut moved, mut overdue, mut took) = (0, Vec::new(), Vec::new());
-        self.moving.retain(|group, moving| {
-            let Some(ended) = has_ended(seen, *group, moving.change.step) else { return false };
-            if ended {
-                moved += 1;
-                let took_ms = seen.now_ms.saturating_sub(moving.ordered_ms);
-                took.extend((!moving.change.urgent).then_some(took_ms));
-                return false;
-            }
-            let allowed = if moving.begun { MOVING_FOR_MS } else { UNKNOWN_FOR_MS };
-            let late = seen.now_ms >= moving.ordered_ms + allowed;
-            let new = moving.change.step.new_node();
-            if late && moving.begun {
-                overdue.extend(new.map(|new| (*group, new)));
-            }
-            new.is_none_or(|new| seen.live.contains(&new)) && !late
-        });
-        self.moved += moved;
-        took.into_iter().for_each(|took_ms| self.learn(took_ms));
-        for key in overdue {
-            let until_ms = seen.now_ms + AVOIDED_FOR_MS;
-            self.avoided.insert(key, Avoided { until_ms, begun: true });
-        }
-        self.resting
-            .retain(|group, _| *group == SYSTEM_GROUP || seen.view.groups().contains_key(group));
     }
 
     fn places(&self, seen: &Observation<'_>, settings: ReplicaSettings) -> BTreeMap<NodeId, Place> {
@@ -311,22 +187,6 @@ impl Allocator {
         });
         removed.chain(known).collect()
     }
-}
-
-/// Whether a change is seen in the members of its group; `None`: there is no such group.
-fn has_ended(seen: &Observation<'_>, group: GroupId, step: Step) -> Option<bool> {
-    let record = seen.view.groups().get(&group);
-    if group != SYSTEM_GROUP && record.is_none() {
-        return None;
-    }
-    let has = |node: NodeId| record.map_or(seen.system.contains(&node), |one| one.has_member(node));
-    let learners = record.map_or(Some(seen.system_learners), |one| one.learners());
-    let learns = |node: NodeId| learners.is_some_and(|learners| learners.contains(&node));
-    Some(match step {
-        Step::Replace { old, new } => has(new) && !has(old),
-        Step::Add { new, learner, .. } => has(new) && (learner || !learns(new)),
-        Step::Remove { old, .. } => !has(old),
-    })
 }
 
 /// All groups that are to be, the catalog too.

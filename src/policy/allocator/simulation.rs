@@ -33,6 +33,7 @@ impl Group {
     fn take(&mut self, step: Step) {
         let gets_no_vote = match step {
             Step::Replace { old, .. } => self.learners.contains(&old),
+            Step::ReplaceLearner { .. } => true,
             Step::Add { learner, .. } => learner,
             Step::Remove { .. } => false,
         };
@@ -214,7 +215,7 @@ impl Cluster {
                 assert!(!self.nodes[&old].live, "{change:?}: the one that gives answers");
             }
             (Reason::Missing | Reason::Excess, _) => self.check_number(change),
-            (_, Step::Replace { old, .. }) => {
+            (_, Step::Replace { old, .. } | Step::ReplaceLearner { old, .. }) => {
                 let breach = !self.allows(group, old);
                 assert!(reason != Reason::Rule || breach, "{change:?}: the rule allows it");
                 self.check_loses_nothing(change);

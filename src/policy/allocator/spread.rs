@@ -57,7 +57,7 @@ impl<'a> Work<'a> {
             let moved = forbidden.find_map(|old| {
                 let keeps = |new| self.keeps_leaders(held, old, new);
                 let new = self.successor_among(held, Some(old), keeps)?;
-                Some(Step::Replace { old, new })
+                Some(held.move_of(old, new))
             });
             match moved {
                 Some(step) => self.take(held, step, Reason::Rule),
@@ -92,7 +92,7 @@ impl<'a> Work<'a> {
             givers.sort_by_key(|old| Reverse((self.held(*old), *old)));
             let moved = givers.into_iter().find_map(|old| {
                 let new = self.place_in_another_zone(held, old)?;
-                Some(Step::Replace { old, new })
+                Some(held.move_of(old, new))
             });
             if let Some(step) = moved {
                 self.take(held, step, Reason::Zone);
@@ -130,7 +130,7 @@ impl<'a> Work<'a> {
             let moves =
                 |held: &&&Held<'_>| self.is_free(held.group) && self.loses_nothing(held, old, new);
             match mine.iter().find(moves) {
-                Some(held) => self.take(held, Step::Replace { old, new }, Reason::Count),
+                Some(held) => self.take(held, held.move_of(old, new), Reason::Count),
                 None => drop(barren.insert((old, new))),
             }
         }

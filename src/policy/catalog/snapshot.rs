@@ -30,8 +30,8 @@ pub const SNAPSHOT_FORMAT: u8 = 1;
 const MAGIC: [u8; 7] = *b"SHCATAL";
 /// A frame ends with the record that makes it as large as this.
 const FRAME_BYTES: usize = 64 * 1024;
-/// Longest frame that is read: a full one and the longest record.
-const MAX_FRAME_BYTES: u32 = 256 * 1024;
+/// Longest frame that is read: a full one and the longest record, which is that of the settings with all rules.
+const MAX_FRAME_BYTES: u32 = 1024 * 1024;
 const FRAME_CHANGES: usize = 4_096;
 /// Records at most: groups, their ends, nodes, their drains, tokens, and the settings.
 const MAX_RECORDS: usize = MAX_GROUPS + MAX_ENDED + 2 * MAX_NODES + MAX_TOKENS + 1;

@@ -17,7 +17,7 @@ fn a_node_that_is_gone_for_long_enough_is_replaced_and_the_catalog_comes_first()
     assert!(changes.iter().all(|change| change.reason == Reason::Gone));
     assert_eq!(world.pass_at(REPLACE_AFTER + 2_000), [], "they are under way");
     for change in &changes {
-        world.allocator.ended(change.group, world.now_ms, Outcome::Begun);
+        world.ended(change.group, world.now_ms, Outcome::Begun);
         world.swapped(change);
     }
     assert_eq!(world.pass_at(REPLACE_AFTER + 3_000), []);

@@ -1,10 +1,12 @@
 //! Single passes, and what is remembered between them: a cluster of a catalog, and the allocator that looks at it.
 
 mod gone;
+mod late;
 mod orders;
 mod rules;
 mod spread;
 
+use super::orders::*;
 use super::*;
 use crate::catalog::DrainFallback;
 use crate::catalog::{
@@ -34,6 +36,8 @@ struct World {
     impaired: BTreeSet<NodeId>,
     allocator: Allocator,
     now_ms: u64,
+    /// The newest order of each group.
+    orders: BTreeMap<GroupId, Order>,
 }
 
 impl World {
@@ -46,6 +50,7 @@ impl World {
             impaired: BTreeSet::new(),
             allocator: Allocator::default(),
             now_ms: 0,
+            orders: BTreeMap::new(),
         };
         for (number, zone) in (1..).zip(zones) {
             world.add(number, zone);
@@ -125,14 +130,30 @@ impl World {
         self.now_ms = now_ms;
         let (view, live, system) = (self.catalog.view(), &self.live, &self.system);
         let impaired = &self.impaired;
-        self.allocator.pass(&Observation {
-            now_ms,
-            view,
-            live,
-            impaired,
-            system,
-            system_learners: &[],
-        })
+        let system_learners = &[];
+        let seen = Observation { now_ms, view, live, impaired, system, system_learners };
+        let orders = self.allocator.pass(&seen);
+        self.orders.extend(orders.iter().map(|order| (order.change.group, *order)));
+        orders.into_iter().map(|order| order.change).collect()
+    }
+
+    /// The newest order of a group ended.
+    fn ended(&mut self, group: GroupId, now_ms: u64, outcome: Outcome) {
+        self.allocator.ended(self.orders[&group], now_ms, outcome);
+    }
+
+    /// The members of a group are these from here on.
+    fn report(&mut self, number: u64, members: &[u64]) {
+        let record = &self.catalog.view().groups()[&group(number)];
+        let config = record.reported.as_ref().map_or(1, |members| members.config_index.get() + 1);
+        self.run(Operation::RecordMembers {
+            group: group(number),
+            config_index: shardhost_storage::LogIndex::new(config),
+            nodes: members.iter().map(|number| node(*number)).collect(),
+            founding: None,
+            learners: Some(BTreeSet::new()),
+            generation: None,
+        });
     }
 
     fn why(&self, number: u64) -> String {
@@ -172,7 +193,7 @@ fn settled(world: &mut World) -> Vec<(u64, u64, u64)> {
         let changes = world.pass_at(world.now_ms + 1_000);
         all.extend(moves(&changes));
         for change in &changes {
-            world.allocator.ended(change.group, world.now_ms, Outcome::Begun);
+            world.ended(change.group, world.now_ms, Outcome::Begun);
             world.swapped(change);
         }
     }

@@ -12,7 +12,7 @@ fn a_group_that_refuses_is_left_alone_for_longer_and_longer() {
     let (mut now, mut pauses) = (REPLACE_AFTER, Vec::new());
     for _ in 0..2 {
         assert_eq!(world.pass_at(now).len(), 1);
-        world.allocator.ended(group(7), now, Outcome::Refused("it changes".to_owned()));
+        world.ended(group(7), now, Outcome::Refused("it changes".to_owned()));
         let refused = now;
         while world.pass_at(now + 1).is_empty() {
             now += 1;
@@ -32,7 +32,7 @@ fn an_order_of_unknown_outcome_is_decided_anew_after_a_while() {
     world.lose(3);
     world.pass_at(0);
     assert_eq!(world.pass_at(REPLACE_AFTER).len(), 1);
-    world.allocator.ended(group(7), REPLACE_AFTER, Outcome::Unknown);
+    world.ended(group(7), REPLACE_AFTER, Outcome::Unknown);
     assert_eq!(world.pass_at(REPLACE_AFTER + UNKNOWN_FOR_MS - 1), []);
     assert_eq!(world.pass_at(REPLACE_AFTER + UNKNOWN_FOR_MS).len(), 1);
 }
@@ -45,26 +45,23 @@ fn a_change_whose_target_is_lost_is_decided_anew() {
     world.lose(3);
     world.pass_at(0);
     assert_eq!(moves(&world.pass_at(REPLACE_AFTER)), [(7, 3, 4)]);
-    world.allocator.ended(group(7), REPLACE_AFTER, Outcome::Begun);
+    world.ended(group(7), REPLACE_AFTER, Outcome::Begun);
     world.lose(4);
-    assert_eq!(moves(&world.pass_at(REPLACE_AFTER + 1)), [(7, 3, 5)]);
+    assert_eq!(world.pass_at(REPLACE_AFTER + 1), []);
+    assert_eq!(world.pass_at(REPLACE_AFTER + SILENT_FOR_MS), []);
+    let changes = world.pass_at(REPLACE_AFTER + 1 + SILENT_FOR_MS);
+    assert_eq!((moves(&changes), changes[0].instead_of), (vec![(7, 3, 5)], Some(node(4))));
 }
 
 #[test]
-fn a_node_that_a_group_gets_no_replica_on_is_left_out_for_a_while() {
-    let mut world = World::new(&["", "", "", "", ""]);
-    world.create(7, &[1, 2, 3], &[]);
-    world.system = [1, 2].map(node).into();
-    world.lose(3);
-    world.pass_at(0);
+fn refusals_leave_no_node_out() {
+    let mut world = losing_one();
     let mut now = REPLACE_AFTER;
-    for _ in 0..MOST_REFUSALS {
-        let changes = world.pass_at(now);
-        assert_eq!(moves(&changes), [(7, 3, 4)]);
-        world.allocator.ended(group(7), now, Outcome::Refused("a hook".to_owned()));
+    for _ in 0..10 {
+        world.ended(group(7), now, Outcome::Refused("it has no leader that answers".to_owned()));
         now += LONGEST_REST_MS;
+        assert_eq!(moves(&world.pass_at(now)), [(7, 3, 4)]);
     }
-    assert_eq!(moves(&world.pass_at(now)), [(7, 3, 5)]);
 }
 
 /// The target answers, and its replica does not come: the addition is given up for another one.
@@ -76,11 +73,145 @@ fn a_change_that_does_not_end_is_given_up_for_another_node() {
     world.lose(3);
     world.pass_at(0);
     assert_eq!(moves(&world.pass_at(REPLACE_AFTER)), [(7, 3, 4)]);
-    world.allocator.ended(group(7), REPLACE_AFTER, Outcome::Begun);
+    world.ended(group(7), REPLACE_AFTER, Outcome::Begun);
+    world.report(7, &[1, 2, 3, 4]);
     assert_eq!(world.pass_at(REPLACE_AFTER + MOVING_FOR_MS - 1), []);
     let changes = world.pass_at(REPLACE_AFTER + MOVING_FOR_MS);
     assert_eq!(moves(&changes), [(7, 3, 5)]);
     assert_eq!(changes[0].instead_of, Some(node(4)));
+}
+
+/// A group of three that lost one, of which a pass orders that it is replaced.
+fn losing_one() -> World {
+    let mut world = World::new(&["", "", "", "", ""]);
+    world.create(7, &[1, 2, 3], &[]);
+    world.system = [1, 2].map(node).into();
+    world.lose(3);
+    world.pass_at(0);
+    assert_eq!(moves(&world.pass_at(REPLACE_AFTER)), [(7, 3, 4)]);
+    world
+}
+
+#[test]
+fn an_answer_that_comes_after_its_order_was_decided_anew_counts_for_nothing() {
+    let mut world = losing_one();
+    let first = world.orders[&group(7)];
+    let again = REPLACE_AFTER + UNKNOWN_FOR_MS;
+    assert_eq!(moves(&world.pass_at(again)), [(7, 3, 4)]);
+    assert_eq!(world.orders[&group(7)].change, first.change, "it is the same change again");
+    world.allocator.ended(first, again + 1, Outcome::Refused("it changes".to_owned()));
+    world.allocator.ended(first, again + 1, Outcome::Begun);
+    assert_eq!(world.pass_at(again + UNKNOWN_FOR_MS - 1), []);
+    assert_eq!(world.pass_at(again + UNKNOWN_FOR_MS).len(), 1, "it was not begun");
+}
+
+#[test]
+fn a_change_that_an_operator_gave_up_is_decided_anew_for_another_node() {
+    let mut world = losing_one();
+    world.ended(group(7), REPLACE_AFTER, Outcome::Begun);
+    world.report(7, &[1, 2, 3, 4]);
+    assert_eq!(world.pass_at(REPLACE_AFTER + 5_000), []);
+    world.report(7, &[1, 2, 3]);
+    let changes = world.pass_at(REPLACE_AFTER + 10_000);
+    assert_eq!((moves(&changes), changes[0].instead_of), (vec![(7, 3, 5)], None));
+}
+
+#[test]
+fn a_change_that_was_given_up_before_it_was_reported_is_ordered_again_soon() {
+    let mut world = losing_one();
+    world.ended(group(7), REPLACE_AFTER, Outcome::Begun);
+    assert_eq!(world.pass_at(REPLACE_AFTER + UNSEEN_FOR_MS - 1), []);
+    assert_eq!(moves(&world.pass_at(REPLACE_AFTER + UNSEEN_FOR_MS)), [(7, 3, 4)]);
+}
+
+/// It was ordered under another leader of the system group, or by an operator.
+#[test]
+fn an_addition_that_stands_in_the_way_is_given_up_when_it_does_not_end() {
+    let mut world = losing_one();
+    let mut now = REPLACE_AFTER;
+    let mut instead = Vec::new();
+    while now < REPLACE_AFTER + MOVING_FOR_MS + LONGEST_REST_MS {
+        world.ended(group(7), now, Outcome::InTheWay(node(5)));
+        now += LONGEST_REST_MS;
+        let changes = world.pass_at(now);
+        assert_eq!(moves(&changes), [(7, 3, 4)]);
+        instead.push(changes[0].instead_of.map(NodeId::get));
+    }
+    assert_eq!(instead, [None, None, None, None, Some(5), Some(5)]);
+    assert!(world.allocator.avoided.contains_key(&(group(7), node(5))));
+}
+
+#[test]
+fn an_addition_in_the_way_to_a_node_that_is_gone_is_given_up_at_once() {
+    let mut world = losing_one();
+    world.lose(5);
+    world.pass_at(REPLACE_AFTER + 1);
+    world.ended(group(7), REPLACE_AFTER + 2, Outcome::InTheWay(node(5)));
+    let changes = world.pass_at(REPLACE_AFTER + 1 + FIRST_REST_MS + 1);
+    assert_eq!(changes[0].instead_of, None, "it may come back");
+    world.ended(group(7), REPLACE_AFTER + 3_000, Outcome::InTheWay(node(5)));
+    let changes = world.pass_at(REPLACE_AFTER + 1 + REPLACE_AFTER);
+    assert_eq!((moves(&changes), changes[0].instead_of), (vec![(7, 3, 4)], Some(node(5))));
+}
+
+/// Each addition may take longer than the one before, so that one of a large group ends.
+#[test]
+fn the_second_addition_that_does_not_end_is_the_one_that_is_given_up() {
+    let mut world = losing_one();
+    world.ended(group(7), REPLACE_AFTER, Outcome::Begun);
+    world.report(7, &[1, 2, 3, 4]);
+    let mut now = REPLACE_AFTER + MOVING_FOR_MS;
+    let changes = world.pass_at(now);
+    assert_eq!((moves(&changes), changes[0].instead_of), (vec![(7, 3, 5)], Some(node(4))));
+    world.report(7, &[1, 2, 3, 5]);
+    world.ended(group(7), now, Outcome::Begun);
+    world.add(6, "");
+    assert_eq!(world.pass_at(now + 2 * MOVING_FOR_MS - 1), []);
+    now += 2 * MOVING_FOR_MS;
+    let changes = world.pass_at(now);
+    assert_eq!((moves(&changes), changes[0].instead_of), (vec![(7, 3, 6)], Some(node(5))));
+}
+
+#[test]
+fn a_learner_that_runs_is_asked_about_until_the_other_one_has_its_place() {
+    let mut world = World::new(&["a", "a", "a", "a", "b"]);
+    world.create(7, &[1, 2, 3], &[]);
+    let learners = |world: &mut World, config: u64, members: &[u64], learners: &[u64]| {
+        let nodes = |list: &[u64]| list.iter().map(|number| node(*number)).collect();
+        world.run(Operation::RecordMembers {
+            group: group(7),
+            config_index: shardhost_storage::LogIndex::new(config),
+            nodes: nodes(members),
+            founding: None,
+            learners: Some(nodes(learners)),
+            generation: None,
+        });
+    };
+    learners(&mut world, 10, &[1, 2, 3, 4], &[4]);
+    // What the learner is for is elsewhere.
+    set_rule(&mut world, Selection::Group(group(7)), |rule| rule.learners = Some(1));
+    set_rule(&mut world, Selection::Group(group(7)), |rule| {
+        (rule.learners, rule.capabilities) = (Some(1), Box::from([name("ssd")]));
+    });
+    for number in [1, 2, 3, 5] {
+        world.has(number, &["ssd"]);
+    }
+    world.pass_at(0);
+    let mut now = REPLACE_AFTER;
+    let step = Step::ReplaceLearner { old: node(4), new: node(5), has: 1 };
+    assert_eq!(world.pass_at(now).first().map(|change| change.step), Some(step));
+    let ticket = world.orders[&group(7)].ticket;
+    world.ended(group(7), now, Outcome::Begun);
+    assert_eq!(world.pass_at(now + 1_000), [], "it is not seen yet");
+    learners(&mut world, 11, &[1, 2, 3, 4, 5], &[4, 5]);
+    now += 4_000;
+    assert_eq!(world.pass_at(now).first().map(|change| change.step), Some(step));
+    assert_eq!(world.orders[&group(7)].ticket, ticket, "it is the same order");
+    world.ended(group(7), now, Outcome::Refused("its leader changed".to_owned()));
+    assert_eq!(world.pass_at(now + 1_000), [], "it is under way all the same");
+    learners(&mut world, 12, &[1, 2, 3, 5], &[5]);
+    assert_eq!(world.pass_at(now + 10_000), []);
+    assert_eq!((world.allocator.moving.len(), world.allocator.moved), (0, 1));
 }
 
 #[test]
@@ -91,7 +222,7 @@ fn a_refusal_is_forgotten_when_nothing_is_to_be_changed_any_more() {
     world.lose(3);
     world.pass_at(0);
     assert_eq!(world.pass_at(REPLACE_AFTER).len(), 1);
-    world.allocator.ended(group(7), REPLACE_AFTER, Outcome::Refused("it changes".to_owned()));
+    world.ended(group(7), REPLACE_AFTER, Outcome::Refused("it changes".to_owned()));
     world.live.insert(node(3));
     world.pass_at(REPLACE_AFTER + 1);
     assert_eq!(world.allocator.status(0).stuck_total, 1);

@@ -107,6 +107,33 @@ fn rules_are_bounded_in_number() {
 }
 
 #[test]
+fn the_longest_rules_fit_into_a_snapshot() {
+    let mut catalog = newest();
+    let long = |number: usize| name(&format!("z{number:0>63}"));
+    let zones: Vec<Name> = (0..MAX_RULED_ZONES).map(long).collect();
+    for (number, zone) in (10..).zip(&zones) {
+        let (id, address) = (node(number), format!("10.0.0.{number}:7400"));
+        let new = NewNode { id, address, zone: Some(zone.clone()), weight: 1, store: number };
+        run(&mut catalog, Operation::PutNode(new)).unwrap();
+    }
+    let capabilities: Vec<Name> = (0..MAX_CAPABILITIES).map(long).collect();
+    for number in 0..MAX_RULES {
+        let value = format!("{number:x>256}").into();
+        let groups = Selection::Label(Label { key: long(number), value });
+        let longest = ReplicaRule {
+            name: long(number),
+            zones: zones.clone().into(),
+            capabilities: capabilities.clone().into(),
+            ..rule("r", groups)
+        };
+        run(&mut catalog, Operation::PutRule(longest)).unwrap();
+    }
+    let mut bytes = Vec::new();
+    write_snapshot(&catalog, &mut bytes).unwrap();
+    assert!(read_snapshot(&mut &bytes[..]).unwrap() == catalog);
+}
+
+#[test]
 fn there_are_rules_and_reports_of_learners_from_the_third_version_on() {
     let mut catalog = three_nodes();
     create(&mut catalog, new_group(7, &[1, 2, 3]));

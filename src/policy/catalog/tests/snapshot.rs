@@ -112,7 +112,7 @@ fn a_snapshot_that_ends_early_or_goes_on_is_refused() {
 fn a_length_that_no_frame_has_is_not_believed() {
     let mut bytes = written(&with_group());
     bytes[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
-    assert!(fault(&bytes).contains("4294967295 bytes, at most 262144"), "{}", fault(&bytes));
+    assert!(fault(&bytes).contains("4294967295 bytes, at most 1048576"), "{}", fault(&bytes));
 }
 
 #[test]
