@@ -7,6 +7,8 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KnownBug {
+    /// A replica counts as one that takes part as soon as its node answers.
+    CountNodesForReplicas,
     /// Messages that promise durability leave before the sync.
     AcknowledgeBeforeSync,
     /// The vote is not written.

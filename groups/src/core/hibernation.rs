@@ -108,6 +108,7 @@ impl GroupCore {
         if was_hibernating {
             self.raw.raft.election_elapsed = 0;
             if self.leads() {
+                self.lease.ask_anew(self.ticks);
                 self.raw.ping();
             }
         }
@@ -284,6 +285,7 @@ impl GroupCore {
             && self.transfer.is_none()
             && !self.barriers.is_open()
             && !self.has_unfinished_change()
+            && !self.changes.has_held()
             && self.leaving.is_over()
             && self.durable.is_meta_durable()
             && !self.snapshots.is_busy()

@@ -20,16 +20,17 @@
 //! leadership counts at all.
 
 use shardhost_proto::peer::{GroupMessage, MessageKind};
-use shardhost_storage::{Membership, ReplicaId};
+use shardhost_storage::{Membership, NodeId, ReplicaId};
 
 mod state;
 
-pub(super) use state::{Lease, PeerState};
+pub(super) use state::{Lease, PeerState, Presence};
 
 use super::{GroupCore, mix};
 use crate::clock::Moment;
 use crate::core::{Effects, LeaseSign};
 use crate::known_bugs::KnownBug;
+use crate::nodes::LiveNodes;
 use state::Now;
 
 /// The context by which raft marks the campaign of a transfer.
@@ -147,7 +148,7 @@ impl GroupCore {
         }
         let (replica, life) = (message.from_replica, message.life);
         self.note_state_of(message);
-        if self.lease.note_life(replica, life) {
+        if self.lease.note_life(replica, life, self.ticks) {
             self.count_reopened(replica);
         }
         if message.kind() == MessageKind::HeartbeatResponse {
@@ -173,6 +174,26 @@ impl GroupCore {
     /// What a replica said of its state machine, in this leadership.
     pub(super) fn state_of_peer(&self, replica: u64) -> PeerState {
         self.lease.state_of(replica)
+    }
+
+    /// Whether a replica on this node takes part in the group that is led here. One that is no member yet does
+    /// as soon as its node runs.
+    pub(super) fn presence(&self, id: ReplicaId, node: NodeId, live: &LiveNodes) -> Presence {
+        if id == self.replica {
+            return Presence::Answers;
+        }
+        if !self.answers(node, live) {
+            return Presence::Silent;
+        }
+        let is_new = !self.membership.members.contains_key(&id);
+        if is_new || self.config.bugs.has(KnownBug::CountNodesForReplicas) {
+            return Presence::Answers;
+        }
+        if self.hibernation.is_hibernating() {
+            return Presence::Unknown;
+        }
+        let timeout = u64::from(self.config.election_ticks);
+        self.lease.presence_of(id.get(), self.ticks, timeout)
     }
 
     /// The answers of a replica count from the first heartbeat that it answers from here on.
@@ -207,7 +228,7 @@ impl GroupCore {
 
     /// A leadership begins or ends: it starts from nothing.
     pub(super) fn reset_lease(&mut self) {
-        self.lease.reset();
+        self.lease.reset(self.ticks);
     }
 
     /// The entry that removed targets never got is made, unless users make it.

@@ -26,16 +26,16 @@ use tokio::sync::oneshot;
 use super::GroupCore;
 use crate::convert::is_requirement;
 use crate::core::Effects;
-use crate::core::lease::PeerState;
+use crate::core::lease::{PeerState, Presence};
 use crate::error::{GroupFault, UnknownCause};
 use crate::known_bugs::KnownBug;
 use crate::membership::{
-    ConfigEntry, MembershipChange, MembershipError, Progress, Step, check_expected, plan,
+    CaughtUp, ConfigEntry, MembershipChange, MembershipError, Progress, Step, check_expected, plan,
     plan_addition,
 };
 use crate::nodes::LiveNodes;
 use crate::transport::{Lane, Outgoing};
-use check::{Consequences, may_lose_last_state};
+use check::{Consequences, Hindrance, may_lose_last_state};
 use pending::PendingChange;
 
 /// How a change of membership ended.
@@ -99,18 +99,42 @@ const ADDITION_LAG: u64 = 1_024;
 pub(super) const CREATE_REQUEST_TICKS: u64 = 5;
 
 impl GroupCore {
-    /// Makes a change of membership, or refuses.
+    /// Makes a change of membership, or refuses. One that depends on members that had no time to answer since
+    /// the leadership began, or the group woke, is held until they did, or are known to be silent.
     pub fn change_membership(&mut self, request: MembershipRequest, effects: &mut Effects) {
-        let MembershipRequest { order, completion } = request;
-        match self.try_change(&order, effects) {
+        match self.changes.has_held() {
+            true => {
+                let error = MembershipError::Busy { group: self.id };
+                effects.membership_replies.push((request.completion, Err(error)));
+            }
+            false => self.decide_change(request, effects),
+        }
+    }
+
+    fn decide_change(&mut self, request: MembershipRequest, effects: &mut Effects) {
+        match self.try_change(&request.order, effects) {
             Ok(index) => {
-                let (since, awaits_vote) = (self.ticks, order.awaits_vote());
+                let (since, awaits_vote) = (self.ticks, request.order.awaits_vote());
+                let completion = request.completion;
                 let pending = PendingChange { index, since, awaits_vote, completion };
                 if let Some(earlier) = self.changes.wait(pending) {
                     self.answer_change(earlier, effects);
                 }
             }
-            Err(error) => effects.membership_replies.push((completion, Err(error))),
+            Err(Hindrance::Unheard) => {
+                self.wake();
+                self.changes.hold(request);
+            }
+            Err(Hindrance::Refused(error)) => {
+                effects.membership_replies.push((request.completion, Err(error)));
+            }
+        }
+    }
+
+    /// Members answered, or had the time to.
+    pub(super) fn decide_held_change(&mut self, effects: &mut Effects) {
+        if let Some(request) = self.changes.take_held() {
+            self.decide_change(request, effects);
         }
     }
 
@@ -118,17 +142,37 @@ impl GroupCore {
         &mut self,
         order: &MembershipOrder,
         effects: &mut Effects,
-    ) -> Result<u64, MembershipError> {
+    ) -> Result<u64, Hindrance> {
         self.check_changeable()?;
         if let MembershipOrder::Require { requirement, expecting, whoever_meets_it } = order {
             check_expected(self.id, &self.membership, *expecting)?;
-            return self.propose_requirement(requirement, *whoever_meets_it, effects);
+            return Ok(self.propose_requirement(requirement, *whoever_meets_it, effects)?);
+        }
+        let unheard = |(id, node)| self.presence(id, node, &effects.nodes) == Presence::Unknown;
+        if self.promoted(order).any(unheard) {
+            return Err(Hindrance::Unheard);
         }
         let entry = self.plan_order(order, &effects.nodes)?;
         self.check_consequences(&entry, &effects.nodes)?;
         // What was queued in this step goes into the log first.
         self.propose_queued(effects);
-        self.propose_config(&entry)
+        Ok(self.propose_config(&entry)?)
+    }
+
+    /// The learners that an order gives a vote, for what they hold.
+    fn promoted(&self, order: &MembershipOrder) -> impl Iterator<Item = (ReplicaId, NodeId)> {
+        let steps = match order {
+            MembershipOrder::Change(change) => change.steps.as_slice(),
+            _ => &[],
+        };
+        let promoted = |node: NodeId| {
+            let promotes = |step: &Step| {
+                matches!(step, Step::Promote(one, when) if *one == node && *when != CaughtUp::Unchecked)
+            };
+            steps.iter().any(promotes)
+        };
+        let members = self.membership.members.iter().map(|(id, member)| (*id, member.node));
+        members.filter(move |(_, node)| promoted(*node))
     }
 
     fn check_changeable(&self) -> Result<(), MembershipError> {
@@ -203,18 +247,18 @@ impl GroupCore {
         change: &MembershipChange,
         live: &LiveNodes,
     ) -> Result<ConfigEntry, MembershipError> {
-        let matched = |id: ReplicaId| LogIndex::new(self.matched_if_live(id, live));
+        let matched = |id: ReplicaId| LogIndex::new(self.matched_if_present(id, live));
         let lacks_state = |id: ReplicaId| self.state_of_peer(id.get()) == PeerState::Lost;
         let last = LogIndex::new(self.raw.raft.raft_log.last_index());
         let progress = Progress { last, matched: &matched, lacks_state: &lacks_state };
         plan(self.id, &self.membership, change, &progress)
     }
 
-    /// What the log of a replica is known to hold; nothing when its node does not answer: it may come
-    /// back without its disk.
-    fn matched_if_live(&self, id: ReplicaId, live: &LiveNodes) -> u64 {
+    /// What the log of a replica is known to hold; nothing when it does not answer: it may come back without its
+    /// disk, or not at all.
+    fn matched_if_present(&self, id: ReplicaId, live: &LiveNodes) -> u64 {
         let node = self.membership.node_of(id);
-        let counts = node.is_some_and(|node| self.answers(node, live))
+        let counts = node.is_some_and(|node| self.presence(id, node, live) == Presence::Answers)
             || self.config.bugs.has(KnownBug::CountLostLearner);
         let progress = self.raw.raft.prs().get(id.get()).filter(|_| counts);
         progress.map_or(0, |progress| progress.matched)
@@ -230,13 +274,13 @@ impl GroupCore {
         &self,
         entry: &ConfigEntry,
         live: &LiveNodes,
-    ) -> Result<(), MembershipError> {
+    ) -> Result<(), Hindrance> {
         let bugs = self.config.bugs;
         let consequences = Consequences {
             group: self.id,
             membership: &self.membership,
             entry,
-            answers: |node| self.answers(node, live),
+            presence: |id, node| self.presence(id, node, live),
             has_state: |id: ReplicaId| self.state_of_peer(id.get()) == PeerState::There,
         };
         consequences.check_quorum()?;
@@ -400,15 +444,24 @@ impl GroupCore {
         }
     }
 
+    fn refuse_held_change(&mut self, error: &MembershipError, effects: &mut Effects) {
+        if let Some(request) = self.changes.take_held() {
+            effects.membership_replies.push((request.completion, Err(error.clone())));
+        }
+    }
+
     pub(super) fn fail_change(&mut self, error: &MembershipError, effects: &mut Effects) {
+        self.refuse_held_change(error, effects);
         if let Some(pending) = self.changes.take() {
             effects.membership_replies.push((pending.completion, Err(error.clone())));
         }
     }
 
     pub(super) fn fail_change_on_loss(&mut self, effects: &mut Effects) {
-        let cause = UnknownCause::LeadershipLost;
-        self.fail_change(&MembershipError::Unknown { group: self.id, cause }, effects);
+        let (group, cause) = (self.id, UnknownCause::LeadershipLost);
+        let hint = self.leader_hint();
+        self.refuse_held_change(&MembershipError::NotLeader { group, hint }, effects);
+        self.fail_change(&MembershipError::Unknown { group, cause }, effects);
     }
 
     /// A caller that waited too long gets an unknown outcome.
@@ -477,7 +530,7 @@ impl GroupCore {
         let Incoming { replica, replaces } = incoming;
         let raft = &self.raw.raft;
         let progress = raft.prs().get(replica.get())?;
-        let matched = self.matched_if_live(replica, live);
+        let matched = self.matched_if_present(replica, live);
         let level = matched + ADDITION_LAG >= raft.raft_log.last_index();
         let has_state = self.state_of_peer(replica.get()) != PeerState::Lost;
         let follows = progress.state == ProgressState::Replicate && matched > 0 && has_state;

@@ -354,6 +354,9 @@ impl GroupCore {
         if self.has_unfinished_change() && self.transfer.is_none() {
             self.finish_changes(&Arc::clone(&effects.nodes));
         }
+        if self.changes.has_held() {
+            self.decide_held_change(effects);
+        }
         self.propose_queued(effects);
         if !self.reads.is_empty() {
             self.start_read_round(effects);

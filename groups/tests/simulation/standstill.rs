@@ -227,6 +227,29 @@ fn leaders_without_a_state_that_leave_to_their_like_are_caught() {
     is_caught(leads_on_without_a_state, KnownBug::ForgetLostStates);
 }
 
+/// The replica of a voter ends, and its node runs on. Then the leader is asked for changes that would leave it with that
+/// one, awake or not.
+fn a_change_beside_a_failed_replica(seed: u64, bugs: KnownBugs) -> Result<(), String> {
+    let mut cluster = working(seed, 0, bugs)?;
+    let [leader, whole, failed] = roles(&cluster, seed)?;
+    cluster.clients_work(seed.is_multiple_of(3));
+    cluster.pass(seed % 5 * 1_000)?;
+    cluster.close(failed, GROUP)?;
+    // As long as it was heard it may be about to answer.
+    cluster.pass(1_500 + seed * 10)?;
+    let change = match seed % 4 {
+        0 => MembershipChange::new().demote(whole),
+        _ => MembershipChange::new().remove(whole),
+    };
+    cluster.change_members(leader, GROUP, change)?;
+    is_served(&mut cluster).map(|_| ())
+}
+
+#[test]
+fn a_change_that_counts_on_a_replica_that_failed_is_caught() {
+    is_caught(a_change_beside_a_failed_replica, KnownBug::CountNodesForReplicas);
+}
+
 /// A leader that should not lead asks the only voter that could, which is impaired itself: it lost its state,
 /// or has no room either. That passes, the impairment of the leader does not.
 fn an_impaired_one_is_asked_again(seed: u64, bugs: KnownBugs) -> Result<(), String> {

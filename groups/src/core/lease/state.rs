@@ -25,6 +25,8 @@ const CHECK_TIMEOUTS: u64 = 4;
 #[derive(Debug, Default)]
 pub(in crate::core) struct Lease {
     peers: Vec<PeerSign>,
+    /// Since this tick peers have something to answer: the leadership began, or the group woke.
+    asked_since: u64,
     /// Answers to heartbeats count when these were sent after this moment.
     void_until: Moment,
     /// Whose answers are needed beside those of a quorum: they may have an order to campaign.
@@ -60,6 +62,18 @@ struct PeerSign {
     life_check: LifeCheck,
     /// What it said last of its state machine.
     state: PeerState,
+    /// The tick of its newest answer; `None`: there was none since peers were asked.
+    answered: Option<u64>,
+}
+
+/// Whether a replica takes part in its group, as its leader sees it. Its node may run without it: the replica
+/// failed, is closed, or was never created.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::core) enum Presence {
+    Answers,
+    /// It had no time to answer yet.
+    Unknown,
+    Silent,
 }
 
 /// What a replica said of its state machine, in this leadership.
@@ -72,6 +86,10 @@ pub(in crate::core) enum PeerState {
     /// It waits for a snapshot.
     Lost,
 }
+
+/// Election timeouts without an answer after which a peer counts as one that takes no part. After one it is not
+/// known.
+const SILENT_TIMEOUTS: u64 = 2;
 
 /// Whether a replica that never voted is still in the life whose answers come: one of an earlier
 /// life may be on its way, and the disk behind it gone.
@@ -116,6 +134,7 @@ impl Lease {
                 stamp: Moment::ZERO,
                 life_check: LifeCheck::Passed,
                 state: PeerState::Unknown,
+                answered: None,
             });
             self.peers.len() - 1
         });
@@ -224,8 +243,10 @@ impl Lease {
     }
 
     /// This life of a peer answers. Returns whether an earlier one answered before.
-    pub(super) fn note_life(&mut self, replica: u64, life: u64) -> bool {
-        let earlier = std::mem::replace(&mut self.peer(replica).life, life);
+    pub(super) fn note_life(&mut self, replica: u64, life: u64, tick: u64) -> bool {
+        let peer = self.peer(replica);
+        peer.answered = Some(tick);
+        let earlier = std::mem::replace(&mut peer.life, life);
         earlier != 0 && earlier != life
     }
 
@@ -261,6 +282,26 @@ impl Lease {
         self.peer(replica).life_check == LifeCheck::Passed
     }
 
+    /// Whether a peer takes part. While the group hibernates that is not known.
+    pub(super) fn presence_of(&self, replica: u64, tick: u64, timeout: u64) -> Presence {
+        let peer = self.peers.iter().find(|peer| peer.replica == replica);
+        let answered = peer.and_then(|peer| peer.answered);
+        let silent_for = tick.saturating_sub(answered.unwrap_or(self.asked_since));
+        if silent_for > SILENT_TIMEOUTS * timeout {
+            Presence::Silent
+        } else if answered.is_some() && silent_for <= timeout {
+            Presence::Answers
+        } else {
+            Presence::Unknown
+        }
+    }
+
+    /// What peers answered before says nothing of now: the group woke.
+    pub(in crate::core) fn ask_anew(&mut self, tick: u64) {
+        self.peers.iter_mut().for_each(|peer| peer.answered = None);
+        self.asked_since = tick;
+    }
+
     /// What a peer says of its state machine.
     pub(super) fn note_state(&mut self, replica: u64, lost: bool) {
         self.peer(replica).state = if lost { PeerState::Lost } else { PeerState::There };
@@ -275,11 +316,12 @@ impl Lease {
     // ---- the lease of a leader ----
 
     /// A leadership begins or ends: it starts from nothing.
-    pub(super) fn reset(&mut self) {
+    pub(super) fn reset(&mut self, tick: u64) {
         for peer in &mut self.peers {
             (peer.stamp, peer.life_check) = (Moment::ZERO, LifeCheck::Passed);
             peer.state = PeerState::Unknown;
         }
+        self.ask_anew(tick);
         self.void_until = Moment::ZERO;
         self.owed_by.clear();
         self.outgrows_at = 0;

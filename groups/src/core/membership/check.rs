@@ -2,65 +2,104 @@
 
 use shardhost_storage::{GroupId, Member, Membership, NodeId, ReplicaId};
 
-use crate::core::lease::PeerState;
+use crate::core::lease::{PeerState, Presence};
 use crate::membership::{ConfigEntry, MembershipError, voters_after};
 
+/// Why a change is not proposed now.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Hindrance {
+    Refused(MembershipError),
+    /// It depends on replicas that had no time to answer yet.
+    Unheard,
+}
+
+impl From<MembershipError> for Hindrance {
+    fn from(error: MembershipError) -> Self {
+        Self::Refused(error)
+    }
+}
+
 /// A change, and what the leader knows of those that it concerns.
-pub(super) struct Consequences<'a, A, S> {
+pub(super) struct Consequences<'a, P, S> {
     pub group: GroupId,
     pub membership: &'a Membership,
     pub entry: &'a ConfigEntry,
-    /// Whether a node answers, this one included.
-    pub answers: A,
+    /// Whether a replica on a node takes part, this one included.
+    pub presence: P,
     /// Whether a replica is known to have the group's state.
     pub has_state: S,
 }
 
-impl<A: Fn(NodeId) -> bool, S: Fn(ReplicaId) -> bool> Consequences<'_, A, S> {
-    /// A change must be committed by a quorum that answers.
-    pub(super) fn check_quorum(&self) -> Result<(), MembershipError> {
-        let voters = self.membership.voters().count();
-        let answering = self.membership.voters().filter(|(_, node)| (self.answers)(*node));
-        let (live, needed) = (answering.count(), voters / 2 + 1);
-        match live >= needed {
-            true => Ok(()),
-            false => Err(MembershipError::NoQuorum { group: self.group, live, needed }),
-        }
+impl<P, S> Consequences<'_, P, S>
+where
+    P: Fn(ReplicaId, NodeId) -> Presence,
+    S: Fn(ReplicaId) -> bool,
+{
+    /// A change must be committed by a quorum that takes part.
+    pub(super) fn check_quorum(&self) -> Result<(), Hindrance> {
+        let voters = self.membership.voters().map(|(id, node)| (id, Some(node)));
+        self.check(voters, |live, needed| MembershipError::NoQuorum {
+            group: self.group,
+            live,
+            needed,
+        })
     }
 
-    /// A change that leaves too few voters that answer could not be taken back: nothing is committed any
+    /// A change that leaves too few voters that take part could not be taken back: nothing is committed any
     /// more before one of the others is there again.
-    pub(super) fn check_quorum_after(&self) -> Result<(), MembershipError> {
+    pub(super) fn check_quorum_after(&self) -> Result<(), Hindrance> {
         if self.entry.changes.is_empty() {
             return Ok(());
         }
-        let voters = voters_after(self.membership, self.entry);
-        let node_of = |id: &ReplicaId| {
-            let known = self.membership.node_of(*id);
-            known.or_else(|| self.entry.placements.get(id).copied())
+        let node_of = |id: ReplicaId| {
+            let known = self.membership.node_of(id);
+            known.or_else(|| self.entry.placements.get(&id).copied())
         };
-        let answers = |id: &&ReplicaId| node_of(id).is_some_and(&self.answers);
-        let (live, needed) = (voters.iter().filter(answers).count(), voters.len() / 2 + 1);
-        match live >= needed {
-            true => Ok(()),
-            false => Err(MembershipError::NoQuorumAfter { group: self.group, live, needed }),
+        let voters = voters_after(self.membership, self.entry).into_iter();
+        self.check(voters.map(|id| (id, node_of(id))), |live, needed| {
+            MembershipError::NoQuorumAfter { group: self.group, live, needed }
+        })
+    }
+
+    /// Whether a majority of voters takes part. As long as those that had no time to answer decide it, that
+    /// is not known.
+    fn check(
+        &self,
+        voters: impl Iterator<Item = (ReplicaId, Option<NodeId>)>,
+        too_few: impl FnOnce(usize, usize) -> MembershipError,
+    ) -> Result<(), Hindrance> {
+        let (mut all, mut answering, mut unknown) = (0, 0, 0);
+        for (id, node) in voters {
+            all += 1;
+            match node.map_or(Presence::Silent, |node| (self.presence)(id, node)) {
+                Presence::Answers => answering += 1,
+                Presence::Unknown => unknown += 1,
+                Presence::Silent => {}
+            }
+        }
+        let needed = all / 2 + 1;
+        match (answering >= needed, answering + unknown >= needed) {
+            (true, _) => Ok(()),
+            (false, true) => Err(Hindrance::Unheard),
+            (false, false) => Err(too_few(answering, needed).into()),
         }
     }
 
-    /// A leader that leaves destroys its state. If all others are without, or do not answer, no replica
+    /// A leader that leaves destroys its state. If all others are without, or take no part, no replica
     /// would have it, and that could not be taken back.
-    pub(super) fn check_state_after(&self, leader: ReplicaId) -> Result<(), MembershipError> {
+    pub(super) fn check_state_after(&self, leader: ReplicaId) -> Result<(), Hindrance> {
         let voters = voters_after(self.membership, self.entry);
         if self.entry.changes.is_empty() || voters.contains(&leader) {
             return Ok(());
         }
         let keeps = |id: &ReplicaId| {
             let node = self.membership.node_of(*id);
-            node.is_some_and(&self.answers) && (self.has_state)(*id)
+            node.is_some_and(|node| (self.presence)(*id, node) == Presence::Answers)
+                && (self.has_state)(*id)
         };
         match voters.iter().any(keeps) {
             true => Ok(()),
-            false => Err(MembershipError::NoStateAfter { group: self.group }),
+            false => Err(MembershipError::NoStateAfter { group: self.group }.into()),
         }
     }
 }
@@ -87,21 +126,28 @@ mod tests {
 
     use super::*;
 
+    type Look<'a> =
+        Consequences<'a, &'a dyn Fn(ReplicaId, NodeId) -> Presence, &'a dyn Fn(ReplicaId) -> bool>;
+
     /// Five voters of which these nodes answer, and a change that removes these replicas.
     fn check<T>(
         live: &[u64],
         removed: &[u64],
-        look: impl FnOnce(&Consequences<'_, &dyn Fn(NodeId) -> bool, &dyn Fn(ReplicaId) -> bool>) -> T,
+        look: impl FnOnce(&Look<'_>) -> T,
     ) -> T {
         let membership = Membership::initial((1..=5).map(NodeId::must));
         let mut entry = ConfigEntry::default();
         let removals = removed.iter().map(|id| (Kind::Remove, ReplicaId::must(*id)));
         entry.changes.extend(removals);
-        let answers: &dyn Fn(NodeId) -> bool = &|node| live.contains(&node.get());
+        let presence: &dyn Fn(ReplicaId, NodeId) -> Presence =
+            &|_, node| match live.contains(&node.get()) {
+                true => Presence::Answers,
+                false => Presence::Silent,
+            };
         // Replica 3 lost its state.
         let has_state: &dyn Fn(ReplicaId) -> bool = &|id| id.get() != 3;
         let (group, membership, entry) = (GroupId::new(1), &membership, &entry);
-        look(&Consequences { group, membership, entry, answers, has_state })
+        look(&Consequences { group, membership, entry, presence, has_state })
     }
 
     #[test]
@@ -124,6 +170,27 @@ mod tests {
             let after = check(&live, &removed, |one| one.check_quorum_after().is_ok());
             assert_eq!(after, able, "{live:?} without {removed:?}");
         }
+    }
+
+    #[test]
+    fn what_depends_on_a_replica_that_had_no_time_to_answer_waits() {
+        let membership = Membership::initial((1..=3).map(NodeId::must));
+        let mut entry = ConfigEntry::default();
+        entry.changes.push((Kind::Remove, ReplicaId::must(2)));
+        let check = |third: Presence| {
+            let presence = |id: ReplicaId, _| match id.get() {
+                3 => third,
+                _ => Presence::Answers,
+            };
+            let (group, has_state) = (GroupId::new(1), |_| true);
+            let (membership, entry) = (&membership, &entry);
+            Consequences { group, membership, entry, presence, has_state }.check_quorum_after()
+        };
+        assert_eq!(check(Presence::Answers), Ok(()));
+        assert_eq!(check(Presence::Unknown), Err(Hindrance::Unheard));
+        let (group, live, needed) = (GroupId::new(1), 1, 2);
+        let too_few = MembershipError::NoQuorumAfter { group, live, needed };
+        assert_eq!(check(Presence::Silent), Err(Hindrance::Refused(too_few)));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use shardhost_storage::NodeId;
 
-use super::MembershipCompletion;
+use super::{MembershipCompletion, MembershipRequest};
 
 /// A change with a caller that waits. Forgotten with the leadership.
 #[derive(Debug)]
@@ -18,6 +18,8 @@ pub(super) struct PendingChange {
 #[derive(Debug, Default)]
 pub(in crate::core) struct Changes {
     waiting: Option<Box<PendingChange>>,
+    /// One that is not proposed yet: members that it depends on had no time to answer.
+    held: Option<Box<MembershipRequest>>,
     /// Where a change of the requirement stands that this leader proposed; 0: there is none.
     requirement: u64,
 }
@@ -25,6 +27,19 @@ pub(in crate::core) struct Changes {
 impl Changes {
     pub(in crate::core) const fn has_completion(&self) -> bool {
         self.waiting.is_some()
+    }
+
+    pub(in crate::core) const fn has_held(&self) -> bool {
+        self.held.is_some()
+    }
+
+    /// Holds a request. There is none before it.
+    pub(super) fn hold(&mut self, request: MembershipRequest) {
+        self.held = Some(Box::new(request));
+    }
+
+    pub(super) fn take_held(&mut self) -> Option<MembershipRequest> {
+        self.held.take().map(|request| *request)
     }
 
     /// A caller waits for this change; gives the one that waited before.

@@ -45,6 +45,22 @@ fn a_voter_that_heard_its_leader_locks_its_vote_for_an_election_timeout() {
 }
 
 #[test]
+fn a_replica_that_does_not_answer_for_two_election_timeouts_takes_no_part() {
+    let mut lease = Lease::default();
+    lease.reset(100);
+    assert_eq!(lease.presence_of(2, 120, 10), Presence::Unknown);
+    assert_eq!(lease.presence_of(2, 121, 10), Presence::Silent);
+    lease.note_life(2, 7, 130);
+    assert_eq!(lease.presence_of(2, 140, 10), Presence::Answers);
+    assert_eq!(lease.presence_of(2, 150, 10), Presence::Unknown);
+    assert_eq!(lease.presence_of(2, 151, 10), Presence::Silent);
+    // The group hibernated meanwhile.
+    lease.ask_anew(400);
+    assert_eq!(lease.presence_of(2, 420, 10), Presence::Unknown);
+    assert_eq!(lease.presence_of(2, 421, 10), Presence::Silent);
+}
+
+#[test]
 fn one_that_was_opened_is_locked_until_it_knows_the_time() {
     let mut lease = Lease::opened(true);
     assert!(lease.is_vote_locked(now(10_000)));
@@ -142,9 +158,9 @@ fn a_target_that_was_removed_is_outgrown() {
 #[test]
 fn a_replica_that_may_have_lost_its_disk_is_checked() {
     let mut lease = Lease::default();
-    assert!(!lease.note_life(2, 7), "the first");
-    assert!(!lease.note_life(2, 7));
-    assert!(lease.note_life(2, 8));
+    assert!(!lease.note_life(2, 7, 0), "the first");
+    assert!(!lease.note_life(2, 7, 0));
+    assert!(lease.note_life(2, 8, 0));
     lease.check_life(2, 1);
     answer(&mut lease, &[2], 60, 70);
     assert!(!lease.is_checked(2), "the answer of its earlier life, perhaps");
@@ -178,7 +194,7 @@ fn a_new_leadership_starts_from_nothing() {
     lease.note_state(2, true);
     assert_eq!(lease.state_of(2), PeerState::Lost);
     lease.void(2, Some(at(20)));
-    lease.reset();
+    lease.reset(0);
     assert_eq!(lease.state_of(2), PeerState::Unknown);
     assert!(!lease.may_be_deposed(0));
     assert_eq!(acknowledged(&lease), Moment::ZERO);
