@@ -25,8 +25,10 @@ use shardhost_storage::{GroupId, NodeId};
 
 pub use self::change::{Change, Order, Reason, Step, Stuck};
 pub use self::choose::{Choice, Held, Picture, Place, Standing, choose};
+#[cfg(test)]
+use self::orders::OrderBug;
 pub use self::orders::Outcome;
-use self::orders::{Avoided, InTheWay, Moving, OrderBug, Rest};
+use self::orders::{Avoided, InTheWay, Moving, Rest};
 pub use self::status::{AllocatorStatus, GoneNode, MovingReplica, StuckGroup};
 use crate::catalog::{
     self, GroupRecord, GroupState, NodeRecord, PlannerMode, ReplicaRule, ReplicaSettings,

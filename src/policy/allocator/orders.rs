@@ -5,9 +5,11 @@
 //! An addition that does not end, whichever leader of the system group ordered it, is given up for one on another
 //! node, later each time, so that large replicas that take long come through as well.
 
+use shardhost_storage::{GroupId, NodeId};
+
 use super::{
-    Allocator, BTreeMap, BTreeSet, Change, GroupId, MAX_MOVING, MIN_SPREADING, NodeId, Observation,
-    Order, QUICK_MS, ReplicaSettings, SLOW_MS, SYSTEM_GROUP, Step,
+    Allocator, Change, MAX_MOVING, MIN_SPREADING, Observation, Order, QUICK_MS, ReplicaSettings,
+    SLOW_MS, SYSTEM_GROUP, Step,
 };
 
 /// For how long an order whose outcome is unknown keeps its group from another one.
