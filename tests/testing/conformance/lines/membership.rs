@@ -175,6 +175,12 @@ pub(super) async fn m5_the_fence_goes_with_an_entry_that_is_overwritten(trial: T
     world.create(GROUP).await;
     let old = world.leader(GROUP).await;
     let others = world.others(old.node);
+    // A leader that has not heard of all of them yet waits for them.
+    reached(&old, "all answered", |status| {
+        status.peers.len() == others.len()
+            && status.peers.iter().all(|peer| peer.matched == status.last)
+    })
+    .await;
     world.isolate(old.node)?;
     let lost = tokio::spawn({
         let (old, change) = (old.clone(), MembershipChange::new().remove(others[0]));
