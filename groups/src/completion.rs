@@ -1,4 +1,4 @@
-//! Who waits for a proposal, and how the outcome reaches them.
+//! Who waits for an answer or for the outcome of a proposal, and how it reaches them.
 
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,7 +11,47 @@ use shardhost_storage::{GroupId, LogIndex, Term};
 use tokio::sync::oneshot;
 
 use crate::error::{ProposeError, UnknownCause};
-use crate::panics::{contain, let_go};
+use crate::panics::{contain, let_go, wake};
+
+/// A place for one answer, and who waits for it.
+#[must_use]
+pub fn answer<T>() -> (Reply<T>, oneshot::Receiver<T>) {
+    let (sender, receiver) = oneshot::channel();
+    (Reply(Some(sender)), receiver)
+}
+
+/// Whose answer is awaited. It is woken by code of whatever executor it waits in, both by the answer and when
+/// this is dropped without one: a panic there costs the caller, and not the thread that answers.
+pub struct Reply<T>(Option<oneshot::Sender<T>>);
+
+impl<T> Reply<T> {
+    /// Answers. A caller that went away is no error.
+    pub fn send(mut self, answer: T) {
+        if let Some(sender) = self.0.take() {
+            wake("who waits for an answer", || drop(sender.send(answer)));
+        }
+    }
+
+    /// Whether the caller went away.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.0.as_ref().is_none_or(oneshot::Sender::is_closed)
+    }
+}
+
+impl<T> Drop for Reply<T> {
+    fn drop(&mut self) {
+        if let Some(sender) = self.0.take() {
+            wake("who waits for an answer", || drop(sender));
+        }
+    }
+}
+
+impl<T> fmt::Debug for Reply<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Reply")
+    }
+}
 
 /// A proposal that was committed and applied here.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +86,7 @@ pub trait ProposalSink: Send + Sync + 'static {
 /// The caller of one proposal. Completed exactly once; when it is dropped before (its worker is
 /// gone), the caller sees a closed channel and reports an unknown outcome.
 pub enum Completion {
-    One(oneshot::Sender<ProposeOutcome>),
+    One(Reply<ProposeOutcome>),
     /// One of many proposals of a sink.
     Sink {
         sink: Arc<dyn ProposalSink>,
@@ -58,12 +98,7 @@ impl Completion {
     /// Hands over the outcome. A caller that went away is no error.
     pub fn resolve(self, outcome: ProposeOutcome) {
         match self {
-            // It wakes the caller, by code of whatever runs it.
-            Self::One(sender) => {
-                if let Err(panic) = contain(|| drop(sender.send(outcome))) {
-                    tracing::error!(%panic, "who waits for a proposal panicked when it was woken");
-                }
-            }
+            Self::One(reply) => reply.send(outcome),
             Self::Sink { sink, token } => {
                 // A user's code: its panic must not end the thread of all groups.
                 if let Err(panic) = contain(|| sink.complete(token, outcome)) {
@@ -222,6 +257,9 @@ impl Drop for Charge {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Wake, Waker};
+
     use super::*;
 
     #[derive(Default)]
@@ -285,7 +323,7 @@ mod tests {
     #[test]
     fn a_future_learns_either_outcome_and_may_go_away() {
         for dropped in [false, true] {
-            let (sender, mut receiver) = oneshot::channel();
+            let (sender, mut receiver) = answer();
             let completion = Completion::One(sender);
             let pending = Pending::new(GROUP, completion, Charge::default(), Instant::now());
             if dropped {
@@ -296,7 +334,7 @@ mod tests {
                 assert_eq!(receiver.try_recv().unwrap(), applied());
             }
         }
-        let (sender, receiver) = oneshot::channel();
+        let (sender, receiver) = answer();
         drop(receiver);
         Pending::new(GROUP, Completion::One(sender), Charge::default(), Instant::now())
             .resolve(applied());
@@ -373,5 +411,24 @@ mod tests {
         });
         assert!(charged > 0);
         assert_eq!(budget.used(), 0, "everything came back");
+    }
+
+    #[test]
+    fn an_executor_that_panics_when_no_answer_comes_harms_no_thread() {
+        struct Bad(AtomicUsize);
+        impl Wake for Bad {
+            fn wake(self: Arc<Self>) {
+                self.0.fetch_add(1, Ordering::Relaxed);
+                panic!("a test");
+            }
+        }
+        let bad = Arc::new(Bad(AtomicUsize::new(0)));
+        let waker = Waker::from(Arc::clone(&bad));
+        let (reply, receiver) = answer::<()>();
+        let mut receiver = pin!(receiver);
+        assert!(receiver.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        drop(reply);
+        assert_eq!(bad.0.load(Ordering::Relaxed), 1);
+        assert!(receiver.try_recv().is_err());
     }
 }

@@ -4,17 +4,21 @@
 #![expect(clippy::unwrap_used, reason = "a test that broke ends with a panic")]
 
 use std::io::Read;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
+use std::task::{Context, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use shardhost_groups::leadership::{HookGuard, HookKind};
+use shardhost_groups::nodes::Impairment;
 use shardhost_groups::policy::{Candidate, LeadershipPolicy, Opinion, PolicyGuard};
 use shardhost_groups::selector::GroupSelector;
 use shardhost_groups::testing::alone::{Alone, Stateless};
 use shardhost_groups::{
     ApplyBatch, ApplyFault, Group, GroupSpec, Groups, GroupsBuilder, GroupsConfig, LogPosition,
-    ProposalSink, ProposeOutcome, SnapshotWriter, StateMachine,
+    MembershipChange, ProposalSink, ProposeOutcome, ReadMode, RequirementMode, SnapshotWriter,
+    StateMachine,
 };
 use shardhost_storage::{GroupId, MemorySnapshots, MemoryStore, NodeId};
 
@@ -42,7 +46,8 @@ impl Host {
         let mut config = GroupsConfig::new(NodeId::must(1));
         config.tick = Duration::from_millis(5);
         let (store, snapshots) = (Arc::new(MemoryStore::new()), Arc::new(MemorySnapshots::new()));
-        let groups = GroupsBuilder::new(config).start(store, snapshots, Arc::new(Alone)).unwrap();
+        let builder = GroupsBuilder::new(config).workers(1).apply_threads(1);
+        let groups = builder.start(store, snapshots, Arc::new(Alone)).unwrap();
         Self { groups, dropped: Arc::default() }
     }
 
@@ -228,5 +233,188 @@ async fn a_panic_that_panics_when_it_is_dropped_ends_no_thread() {
     });
     write(&host.create(7)).await;
     host.until_dropped();
+    host.serves(9).await;
+}
+
+/// Panics when it wakes its task.
+struct BadWaker(AtomicUsize);
+
+impl Wake for BadWaker {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        panic!("told to panic when a task is woken");
+    }
+}
+
+type Waits = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// A task of an executor that is not ours waits for something.
+fn wait<F>(future: F) -> Waits
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    Box::pin(async { drop(future.await) })
+}
+
+/// Has an executor whose wakers panic wait for something that is not there yet.
+struct BadExecutor {
+    _task: Waits,
+    waker: Arc<BadWaker>,
+}
+
+impl BadExecutor {
+    fn wait(what: &str, mut task: Waits) -> Self {
+        let bad = Arc::new(BadWaker(AtomicUsize::new(0)));
+        let waker = Waker::from(Arc::clone(&bad));
+        let looked = task.as_mut().poll(&mut Context::from_waker(&waker));
+        assert!(looked.is_pending(), "{what} is there already");
+        Self { _task: task, waker: bad }
+    }
+
+    fn until_woken(self, what: &str) {
+        let woken = || self.waker.0.load(Ordering::SeqCst) > 0;
+        wait_until(&format!("{what}: it is not woken"), woken);
+    }
+}
+
+/// Keeps the worker of a host in an inline hook.
+struct HeldWorker {
+    go: Option<mpsc::Sender<()>>,
+    _hook: HookGuard,
+}
+
+impl HeldWorker {
+    /// The worker is in the hook of the leadership of a group that is created for it.
+    fn hold(host: &Host, group: u64) -> Self {
+        let (go, gone) = mpsc::channel::<()>();
+        let (begun, begins) = mpsc::channel();
+        let gone = Mutex::new(gone);
+        let only = GroupSelector::One(GroupId::new(group));
+        let hook = host.groups.on_leadership(only, HookKind::Inline, move |_| {
+            begun.send(()).unwrap_or(());
+            gone.lock().unwrap().recv().unwrap_or(());
+        });
+        host.create(group);
+        begins.recv_timeout(SOON).expect("the worker leads it");
+        Self { go: Some(go), _hook: hook }
+    }
+
+    fn release(&mut self) {
+        drop(self.go.take());
+    }
+}
+
+/// Who is woken by a worker while it answers.
+async fn a_bad_waker_ends_no_worker(what: &str, ask: impl FnOnce(&Host, Group) -> Waits) {
+    let host = Host::start();
+    let group = host.create(7);
+    write(&group).await;
+    let task = ask(&host, group);
+    let mut held = HeldWorker::hold(&host, 8);
+    let asked = BadExecutor::wait(what, task);
+    held.release();
+    asked.until_woken(what);
+    host.serves(9).await;
+}
+
+#[tokio::test]
+async fn an_executor_whose_wakers_panic_ends_no_worker() {
+    a_bad_waker_ends_no_worker("a read", |_, group| {
+        wait(async move { group.query(ReadMode::Linearizable, "").await })
+    })
+    .await;
+    a_bad_waker_ends_no_worker("a transfer", |_, group| {
+        wait(async move { group.transfer_leadership(None).await })
+    })
+    .await;
+    a_bad_waker_ends_no_worker("a change of members", |_, group| {
+        let change = MembershipChange::default();
+        wait(async move { group.change_membership(change).await })
+    })
+    .await;
+    a_bad_waker_ends_no_worker("a snapshot", |_, group| {
+        wait(async move { group.snapshot().await })
+    })
+    .await;
+    a_bad_waker_ends_no_worker("a barrier", |_, group| {
+        wait(async move { group.open_barrier().await })
+    })
+    .await;
+    a_bad_waker_ends_no_worker("who can lead", |_, group| {
+        wait(async move { group.eligibility().await })
+    })
+    .await;
+    a_bad_waker_ends_no_worker("a status", |_, group| {
+        wait(async move {
+            let last = group.status().last;
+            let sink: Arc<dyn ProposalSink> = Arc::new(Forgotten);
+            group.submit([(0, "a command".into())], &sink);
+            group.wait_for(|status| status.last > last, SOON).await
+        })
+    })
+    .await;
+    a_bad_waker_ends_no_worker("the stream of leadership", |host, _| {
+        let mut events = host.groups.leadership(GroupSelector::One(GroupId::new(8)));
+        wait(async move { events.recv().await })
+    })
+    .await;
+    a_bad_waker_ends_no_worker("the end of a replica", |host, group| {
+        let groups = host.groups.clone();
+        wait(async move { groups.close(group.id()).await })
+    })
+    .await;
+    a_bad_waker_ends_no_worker("the removal of a replica", |host, group| {
+        let groups = host.groups.clone();
+        wait(async move { groups.destroy(group.id()).await })
+    })
+    .await;
+}
+
+/// Takes no notice of outcomes.
+struct Forgotten;
+
+impl ProposalSink for Forgotten {
+    fn complete(&self, _: u64, _: ProposeOutcome) {}
+}
+
+/// Who is woken by an apply thread, or by whatever publishes what is wrong with the host.
+#[tokio::test]
+async fn an_executor_whose_wakers_panic_ends_no_apply_thread() {
+    for what in ["a question", "a checksum"] {
+        let host = Host::start();
+        let gate = Arc::new(Mutex::new(()));
+        let spec = GroupSpec::new(GroupId::new(7), [NodeId::must(1)]);
+        let group = host.groups.create(spec, Box::new(Gated(Arc::clone(&gate)))).unwrap();
+        write(&group).await;
+        let closed = gate.lock().unwrap();
+        let sink: Arc<dyn ProposalSink> = Arc::new(Forgotten);
+        let committed = group.status().committed;
+        group.submit([(0, "a command".into())], &sink);
+        group.wait_for(|status| status.committed > committed, SOON).await.expect("it is committed");
+        let asks = group.clone();
+        let task = match what {
+            "a question" => wait(async move { asks.query(ReadMode::Stale, "").await }),
+            _ => wait(async move { asks.checksum().await }),
+        };
+        let asked = BadExecutor::wait(what, task);
+        drop(closed);
+        asked.until_woken(what);
+        write(&group).await;
+        host.serves(9).await;
+    }
+}
+
+#[tokio::test]
+async fn an_executor_whose_wakers_panic_keeps_no_impairment_from_others() {
+    let host = Host::start();
+    let mut other = host.groups.impairment();
+    let mut impairment = host.groups.impairment();
+    let bad = BadExecutor::wait("an impairment", wait(async move { impairment.changed().await }));
+    let cause = Impairment { reason: "a test".into(), mode: RequirementMode::Soft };
+    host.groups.impair("a test", Some(cause));
+    bad.until_woken("an impairment");
+    assert!(other.has_changed().unwrap());
+    assert!(other.borrow_and_update().is_some());
+    host.groups.impair("a test", None);
     host.serves(9).await;
 }

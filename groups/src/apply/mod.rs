@@ -12,8 +12,8 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use shardhost_storage::{GroupId, LogIndex, LogPosition, SnapshotStore};
-use tokio::sync::oneshot;
 
+use crate::completion::Reply;
 use crate::completion::{Applied, Handed};
 use crate::error::{GroupFault, QueryError};
 use crate::latency::Latency;
@@ -46,7 +46,7 @@ pub enum ApplyWork {
     Removed,
     Query {
         request: Bytes,
-        reply: oneshot::Sender<Result<Bytes, QueryError>>,
+        reply: Reply<Result<Bytes, QueryError>>,
     },
     /// Take a view to be compared with those of other replicas, as of this position.
     Check {
@@ -54,7 +54,7 @@ pub enum ApplyWork {
     },
     Checksum {
         /// Who asks: the answer, and the position that it is of.
-        reply: oneshot::Sender<Result<(LogPosition, StateChecksum), QueryError>>,
+        reply: Reply<Result<(LogPosition, StateChecksum), QueryError>>,
     },
 }
 
@@ -424,15 +424,12 @@ impl From<ApplyFault> for GroupFault {
 
 /// Answers a question; a caller that went away is no error. Damage that a question finds is a fault
 /// of the replica.
-fn answer<T>(
-    reply: oneshot::Sender<Result<T, QueryError>>,
-    answer: Result<T, QueryError>,
-) -> ApplyReport {
+fn answer<T>(reply: Reply<Result<T, QueryError>>, answer: Result<T, QueryError>) -> ApplyReport {
     let damage = match &answer {
         Err(error @ QueryError::Damaged(_)) => Some(error.to_string()),
         _ => None,
     };
-    drop(reply.send(answer));
+    reply.send(answer);
     damage.map_or(ApplyReport::Nothing, |text| {
         ApplyReport::Failed(GroupFault::StateDamaged(text.into()))
     })
@@ -459,8 +456,8 @@ fn refuse(group: GroupId, work: ApplyWork, fault: &GroupFault) -> ApplyReport {
                 completion.resolve(Err(crate::error::ProposeError::Faulted { group, fault }));
             }
         }
-        ApplyWork::Query { reply, .. } => drop(reply.send(Err(failed()))),
-        ApplyWork::Checksum { reply } => drop(reply.send(Err(failed()))),
+        ApplyWork::Query { reply, .. } => reply.send(Err(failed())),
+        ApplyWork::Checksum { reply } => reply.send(Err(failed())),
         ApplyWork::Restore { .. }
         | ApplyWork::Snapshot
         | ApplyWork::Check { .. }

@@ -57,7 +57,7 @@ impl SnapshotWriter for Nothing {
 }
 
 fn ask(applier: &mut Applier) -> Result<Bytes, QueryError> {
-    let (reply, mut answer) = oneshot::channel();
+    let (reply, mut answer) = crate::completion::answer();
     let report = applier.run(ApplyWork::Query { request: Bytes::new(), reply });
     assert!(matches!(report, ApplyReport::Nothing), "{report:?}");
     answer.try_recv().unwrap()

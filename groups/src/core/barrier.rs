@@ -2,9 +2,9 @@
 //! for until nothing of the users' is under way any more. It belongs to a term.
 
 use shardhost_storage::{LogIndex, Term};
-use tokio::sync::oneshot;
 
 use super::GroupCore;
+use crate::completion::Reply;
 use crate::core::Effects;
 use crate::error::BarrierError;
 
@@ -12,10 +12,10 @@ use crate::error::BarrierError;
 pub type BarrierOutcome = Result<(Term, u64), BarrierError>;
 
 /// Who waits for a barrier to be open.
-pub type BarrierCompletion = oneshot::Sender<BarrierOutcome>;
+pub type BarrierCompletion = Reply<BarrierOutcome>;
 
 /// Answers when everything before the barrier is applied, with the last index of it.
-pub type DrainCompletion = oneshot::Sender<Result<LogIndex, BarrierError>>;
+pub type DrainCompletion = Reply<Result<LogIndex, BarrierError>>;
 
 /// What is asked of the leader.
 #[derive(Debug)]
@@ -147,12 +147,12 @@ mod tests {
     use super::*;
 
     fn completion() -> DrainCompletion {
-        oneshot::channel().0
+        crate::completion::answer().0
     }
 
     #[test]
     fn who_waits_for_a_barrier_waits_for_what_is_before_it() {
-        let (sender, _caller) = oneshot::channel();
+        let (sender, _caller) = crate::completion::answer();
         let mut barriers = Barriers::default();
         let number = barriers.open(10);
         assert!(barriers.drain(number + 1, completion()).is_err(), "another one");

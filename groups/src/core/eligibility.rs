@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use shardhost_storage::{NodeId, ReplicaId};
-use tokio::sync::oneshot;
 
 use super::GroupCore;
+use crate::completion::Reply;
 use crate::core::Effects;
 use crate::policy::{PolicyOpinion, RejectReason};
 
 /// Who waits for an eligibility report.
-pub type EligibilityCompletion = oneshot::Sender<EligibilityReport>;
+pub type EligibilityCompletion = Reply<EligibilityReport>;
 
 /// What a replica makes of who could lead its group.
 #[derive(Clone, Debug, PartialEq, Eq)]

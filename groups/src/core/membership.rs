@@ -21,9 +21,9 @@ use shardhost_proto::log::config_change::Kind;
 use shardhost_proto::peer::{CreateRequest, GroupMessage, MessageKind};
 use shardhost_storage::convert::membership_to_message;
 use shardhost_storage::{Incoming, LogIndex, Member, Membership, NodeId, ReplicaId, Requirement};
-use tokio::sync::oneshot;
 
 use super::GroupCore;
+use crate::completion::Reply;
 use crate::convert::is_requirement;
 use crate::core::Effects;
 use crate::core::lease::{PeerState, Presence};
@@ -42,7 +42,7 @@ use pending::PendingChange;
 pub type MembershipOutcome = Result<Arc<Membership>, MembershipError>;
 
 /// Who waits for a change of membership.
-pub type MembershipCompletion = oneshot::Sender<MembershipOutcome>;
+pub type MembershipCompletion = Reply<MembershipOutcome>;
 
 /// What is asked of the leader.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -166,9 +166,7 @@ impl GroupCore {
             _ => &[],
         };
         let promoted = |node: NodeId| {
-            let promotes = |step: &Step| {
-                matches!(step, Step::Promote(one, when) if *one == node && *when != CaughtUp::Unchecked)
-            };
+            let promotes = |step: &Step| matches!(step, Step::Promote(one, when) if *one == node && *when != CaughtUp::Unchecked);
             steps.iter().any(promotes)
         };
         let members = self.membership.members.iter().map(|(id, member)| (*id, member.node));
@@ -270,11 +268,7 @@ impl GroupCore {
     }
 
     /// Whether the group is able to make the change, and to live with it.
-    fn check_consequences(
-        &self,
-        entry: &ConfigEntry,
-        live: &LiveNodes,
-    ) -> Result<(), Hindrance> {
+    fn check_consequences(&self, entry: &ConfigEntry, live: &LiveNodes) -> Result<(), Hindrance> {
         let bugs = self.config.bugs;
         let consequences = Consequences {
             group: self.id,

@@ -313,7 +313,7 @@ mod tests {
     use crate::completion::{Charge, Completion};
 
     fn pending() -> Pending {
-        let (sender, _) = tokio::sync::oneshot::channel();
+        let (sender, _) = crate::completion::answer();
         let completion = Completion::One(sender);
         Pending::new(GroupId::new(1), completion, Charge::default(), Instant::now())
     }

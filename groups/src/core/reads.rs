@@ -10,9 +10,9 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use shardhost_proto::peer::{GroupMessage, MessageKind};
 use shardhost_storage::{LogIndex, NodeId};
-use tokio::sync::oneshot;
 
 use super::GroupCore;
+use crate::completion::Reply;
 use crate::core::Effects;
 use crate::error::ReadError;
 use crate::known_bugs::KnownBug;
@@ -37,7 +37,7 @@ impl ReadBarrier {
 }
 
 /// Who waits for a read.
-pub type ReadCompletion = oneshot::Sender<Result<ReadBarrier, ReadError>>;
+pub type ReadCompletion = Reply<Result<ReadBarrier, ReadError>>;
 
 /// What a read needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -440,6 +440,8 @@ impl GroupCore {
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::oneshot;
+
     use super::*;
 
     const CONTEXT: Context = [7; 24];
@@ -448,7 +450,7 @@ mod tests {
     type Asked = (Reader, oneshot::Receiver<Result<ReadBarrier, ReadError>>);
 
     fn local(need: ReadNeed) -> Asked {
-        let (completion, caller) = oneshot::channel();
+        let (completion, caller) = crate::completion::answer();
         (Reader::Local { need, completion }, caller)
     }
 

@@ -10,10 +10,10 @@ use shardhost_proto::peer::{GroupMessage, MessageKind, SnapshotMeta};
 use shardhost_storage::{GroupWrite, LogIndex, LogPosition, Membership, NodeId, ReplicaId};
 
 use raft::SnapshotStatus;
-use tokio::sync::oneshot;
 
 use super::GroupCore;
 use crate::apply::ApplyWork;
+use crate::completion::Reply;
 use crate::convert;
 use crate::core::{Effects, PersistAck, Prune};
 use crate::error::{GroupFault, TakeSnapshotError};
@@ -23,7 +23,7 @@ use crate::validate::{floor_of_generation, is_of_generation};
 use state::{Answer, LogView};
 
 /// Who waits for a snapshot.
-pub type SnapshotCompletion = oneshot::Sender<Result<LogPosition, TakeSnapshotError>>;
+pub type SnapshotCompletion = Reply<Result<LogPosition, TakeSnapshotError>>;
 
 /// Ticks between two looks at how much log could go.
 pub(super) const TEND_TICKS: u64 = 10;

@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use super::event::{LeaderAcquired, LeaderLost, event_of, selects};
 use super::{Edge, LossCause};
 use crate::leadership::LeadershipEvent;
-use crate::panics::{Foreign, contain};
+use crate::panics::{Foreign, Watched, contain};
 use crate::selector::GroupSelector;
 
 /// Edges that wait for the dispatcher at most.
@@ -120,7 +120,7 @@ pub struct LeadershipHub {
     dropped: Mutex<Vec<u64>>,
     max_queued: usize,
     wake: Condvar,
-    revision: watch::Sender<u64>,
+    revision: Watched<u64>,
     panics: AtomicU64,
     slow_inline: AtomicU64,
 }
@@ -166,7 +166,7 @@ impl LeadershipHub {
             dropped: Mutex::default(),
             max_queued,
             wake: Condvar::new(),
-            revision: watch::Sender::new(0),
+            revision: Watched::new(0),
             panics: AtomicU64::new(0),
             slow_inline: AtomicU64::new(0),
         })
@@ -211,7 +211,7 @@ impl LeadershipHub {
         }
         let revision = state.revision;
         drop(state);
-        self.revision.send_replace(revision);
+        self.revision.set(revision);
         self.wake.notify_one();
     }
 

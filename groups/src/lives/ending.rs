@@ -4,9 +4,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use shardhost_storage::{GroupId, GroupWrite, LogError, LogStore, ReplicaId};
-use tokio::sync::oneshot;
 
 use super::{Lives, OpenId, remains as lives};
+use crate::completion::Reply;
 use crate::error::{GroupFault, OpenGroupError};
 use crate::leadership::LossCause;
 
@@ -91,7 +91,7 @@ pub(crate) const fn generation_of(replica: ReplicaId) -> u32 {
 
 enum Kind {
     Closing,
-    Destroying(Destruction, oneshot::Sender<Result<(), OpenGroupError>>),
+    Destroying(Destruction, Reply<Result<(), OpenGroupError>>),
     /// The group released it; the log holds nothing of it.
     Released,
 }
@@ -151,7 +151,7 @@ impl Ending {
         lives: &Arc<Lives>,
         open: Option<OpenId>,
         destruction: Destruction,
-        done: oneshot::Sender<Result<(), OpenGroupError>>,
+        done: Reply<Result<(), OpenGroupError>>,
     ) -> Self {
         Self::new(lives, destruction.group, open, Kind::Destroying(destruction, done))
     }
@@ -252,8 +252,7 @@ impl Ending {
                 // It came past the log writer.
                 Fate::Kept => Err(OpenGroupError::Stopping),
             };
-            // The caller may have gone away.
-            drop(done.send(outcome));
+            done.send(outcome);
         }
         self.0.kind = None;
         unregistered
@@ -327,6 +326,8 @@ mod tests {
         Term,
     };
 
+    use tokio::sync::oneshot;
+
     use super::*;
 
     const GROUP: GroupId = GroupId::new(7);
@@ -359,7 +360,7 @@ mod tests {
     fn destroying(destruction: Destruction) -> (Ending, Outcome) {
         let lives = Arc::<Lives>::default();
         lives.destroy(GROUP, || Ok(())).unwrap();
-        let (done, outcome) = oneshot::channel();
+        let (done, outcome) = crate::completion::answer();
         (Ending::destroying(&lives, None, destruction, done), outcome)
     }
 

@@ -31,6 +31,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use shardhost_storage::GroupId;
 use tokio::sync::oneshot;
 
+use crate::completion::Reply;
 use crate::error::{GroupStep, OpenGroupError};
 
 pub(crate) use ending::InBatch;
@@ -76,7 +77,7 @@ struct Seat {
     /// Callers that look at the group without holding it.
     lookers: usize,
     /// Callers that wait for the step to end.
-    completions: Vec<oneshot::Sender<()>>,
+    completions: Vec<Reply<()>>,
 }
 
 /// Resolves when a step has ended, or the host.
@@ -102,7 +103,7 @@ pub(super) enum Destroying {
 
 impl Seat {
     fn step_end(&mut self) -> StepEnd {
-        let (completion, end) = oneshot::channel();
+        let (completion, end) = crate::completion::answer();
         self.completions.retain(|completion| !completion.is_closed());
         self.completions.push(completion);
         end
@@ -117,8 +118,7 @@ impl Owners {
     /// Wakes the callers that wait for a step that ended; removes a seat that holds no state.
     fn settle(&mut self, group: GroupId) {
         let Some(seat) = self.seats.get_mut(&group) else { return };
-        // A completion that went away is no error.
-        seat.completions.drain(..).for_each(|completion| completion.send(()).unwrap_or(()));
+        seat.completions.drain(..).for_each(|completion| completion.send(()));
         if seat.owner.is_idle() && seat.lookers == 0 {
             self.seats.remove(&group);
         }

@@ -7,7 +7,6 @@ use std::thread::JoinHandle;
 use dashmap::DashMap;
 use parking_lot::Mutex;
 use shardhost_storage::{LogStore, SnapshotStore};
-use tokio::sync::watch;
 
 use super::create_requests::{CreateRequestHandler, CreateRequests};
 use super::inbox::Inbox;
@@ -22,6 +21,7 @@ use crate::error::HostFault;
 use crate::latency::Latency;
 use crate::leadership::LeadershipHub;
 use crate::nodes::Advertisement;
+use crate::panics::Watched;
 use crate::policy::Policies;
 use crate::transport::Transport;
 use crate::worker::WorkerCounters;
@@ -116,7 +116,7 @@ impl GroupsBuilder {
             parked: parked::Parked::default(),
             stopping: AtomicBool::new(false),
             doubts: doubt::Doubts::default(),
-            health: watch::Sender::new(None),
+            health: Watched::new(None),
             impairments: impairments::Impairments::new(first_advertisement(&config)),
             takes_no_entries: AtomicBool::new(false),
             silent: AtomicBool::new(false),

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 
 use shardhost_storage::GroupId;
-use tokio::sync::oneshot;
 
 use super::apply_pool::Waiting;
 use super::{Groups, RuntimeShared};
@@ -64,7 +63,7 @@ impl Groups {
                 Destroying::Wait(ended) => ended.await.map_err(|_| OpenGroupError::Stopping)?,
             }
         };
-        let (done, outcome) = oneshot::channel();
+        let (done, outcome) = crate::completion::answer();
         shared.send_ending(Ending::destroying(&shared.lives, open, destruction, done));
         outcome.await.unwrap_or(Err(OpenGroupError::Stopping))
     }

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use super::inbox::Inbox;
 use crate::nodes::{Advertisement, Impairment};
+use crate::panics::Watched;
 use crate::worker::Input;
 
 /// The causes by source, and the rest of the host's advertisement.
@@ -17,7 +18,7 @@ use crate::worker::Input;
 pub(super) struct Impairments {
     /// Held while the workers are notified, so that all see changes in one order.
     state: Mutex<State>,
-    told: watch::Sender<Option<Impairment>>,
+    told: Watched<Option<Impairment>>,
 }
 
 #[derive(Debug, Default)]
@@ -47,7 +48,7 @@ const fn is_hard(mode: RequirementMode) -> bool {
 impl Impairments {
     pub(super) fn new(advertisement: Advertisement) -> Self {
         let state = State { advertisement, causes: BTreeMap::new() };
-        Self { state: Mutex::new(state), told: watch::Sender::new(None) }
+        Self { state: Mutex::new(state), told: Watched::new(None) }
     }
 
     /// The host's advertisement from here on. Its impairment is not set here.
@@ -79,7 +80,7 @@ impl Impairments {
         }
         tell(&state.said(), inboxes);
         let together = state.together();
-        self.told.send_if_modified(|told| {
+        self.told.change(|told| {
             let news = *told != together;
             told.clone_from(&together);
             news

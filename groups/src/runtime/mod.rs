@@ -56,6 +56,7 @@ use crate::error::HostFault;
 use crate::latency::Latency;
 use crate::leadership::LeadershipHub;
 use crate::nodes::Impairment;
+use crate::panics::Watched;
 use crate::policy::Policies;
 use crate::selector::GroupSelector;
 use crate::transport::{Outgoing, Transport};
@@ -110,7 +111,7 @@ pub(crate) struct RuntimeShared {
     stopping: AtomicBool,
     /// A doubt about the log that was raised.
     doubts: doubt::Doubts,
-    health: watch::Sender<Option<HostFault>>,
+    health: Watched<Option<HostFault>>,
     /// Why this host should lead nothing for now.
     impairments: impairments::Impairments,
     /// Nothing that peers send may make the log longer.
@@ -192,7 +193,7 @@ impl RuntimeShared {
     /// The host cannot continue: nothing more is acknowledged, and it must end.
     fn fail(&self, fault: &HostFault) {
         tracing::error!(%fault, "the host stops");
-        self.health.send_if_modified(|health| {
+        self.health.change(|health| {
             let first = health.is_none();
             health.get_or_insert_with(|| fault.clone());
             first

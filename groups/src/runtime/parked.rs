@@ -10,7 +10,6 @@ use std::collections::BTreeMap;
 use parking_lot::Mutex;
 use shardhost_proto::peer::{GroupMessage, MessageKind};
 use shardhost_storage::{Genesis, GroupId, GroupMeta, LogError, Membership, NodeId, ReplicaId};
-use tokio::sync::oneshot;
 
 use super::skip::LEFT_BY_SKIP;
 use super::{Groups, RuntimeShared};
@@ -279,7 +278,7 @@ impl RuntimeShared {
             Ok(Destroying::Granted(open)) => {
                 tracing::info!(%group, replica = %meta.replica, %from, "removed from the group: it ends");
                 // No caller waits for it.
-                let (done, _) = oneshot::channel();
+                let (done, _) = crate::completion::answer();
                 let destruction = Destruction::of(group, meta.replica);
                 self.send_ending(Ending::destroying(&self.lives, open, destruction, done));
             }

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{RecvTimeoutError, TryRecvError, select};
 
 use shardhost_storage::GroupId;
-use tokio::sync::oneshot;
 
 use super::RuntimeShared;
 use super::inbox::{Outlet, peer_bytes};
 use crate::activity::Phase;
+use crate::completion::Reply;
 use crate::core::{Effects, LeaseSign};
 use crate::known_bugs::KnownBug;
 use crate::lives::Ending;
@@ -177,9 +177,9 @@ fn carry_out(shared: &Arc<RuntimeShared>, worker: usize, effects: Effects) {
 }
 
 /// Answers those who asked; that one went away is no error.
-fn answer<T>(replies: Vec<(oneshot::Sender<T>, T)>) {
+fn answer<T>(replies: Vec<(Reply<T>, T)>) {
     for (completion, outcome) in replies {
-        drop(completion.send(outcome));
+        completion.send(outcome);
     }
 }
 

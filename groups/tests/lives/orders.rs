@@ -58,7 +58,7 @@ fn worker() -> WorkerCore {
 
 /// Proposes for an opening; what the step refuses.
 fn propose(worker: &mut WorkerCore, open_id: u64) -> Vec<ProposeError> {
-    let (sender, _answer) = oneshot::channel();
+    let (sender, _answer) = shardhost_groups::completion::answer();
     let pending = Pending::new(GROUP, Completion::One(sender), Charge::default(), Instant::now());
     let command = Bytes::from_static(b"x");
     let proposals = vec![Proposal { command, in_term: None, through_barrier: false, pending }];
@@ -82,7 +82,7 @@ fn a_proposal_for_an_earlier_opening_is_rejected() {
 fn an_order_for_an_earlier_opening_is_dropped() {
     let mut worker = worker();
     for (open_id, taken) in [(OPEN - 1, false), (OPEN, true)] {
-        let (completion, mut answer) = oneshot::channel();
+        let (completion, mut answer) = shardhost_groups::completion::answer();
         let order = Box::new(Input::TakeSnapshot { group: GROUP, completion });
         worker.handle(Input::Order { group: GROUP, open_id, order });
         worker.finish_step(None);

@@ -130,11 +130,7 @@ mod tests {
         Consequences<'a, &'a dyn Fn(ReplicaId, NodeId) -> Presence, &'a dyn Fn(ReplicaId) -> bool>;
 
     /// Five voters of which these nodes answer, and a change that removes these replicas.
-    fn check<T>(
-        live: &[u64],
-        removed: &[u64],
-        look: impl FnOnce(&Look<'_>) -> T,
-    ) -> T {
+    fn check<T>(live: &[u64], removed: &[u64], look: impl FnOnce(&Look<'_>) -> T) -> T {
         let membership = Membership::initial((1..=5).map(NodeId::must));
         let mut entry = ConfigEntry::default();
         let removals = removed.iter().map(|id| (Kind::Remove, ReplicaId::must(*id)));

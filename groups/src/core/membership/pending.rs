@@ -95,7 +95,6 @@ impl Changes {
 
 #[cfg(test)]
 mod tests {
-    use tokio::sync::oneshot;
 
     use super::*;
 
@@ -103,7 +102,7 @@ mod tests {
         let (index, since) = (10, 100);
         let awaits_vote = awaits_vote.map(NodeId::must);
         let mut changes = Changes::default();
-        let completion = oneshot::channel().0;
+        let completion = crate::completion::answer().0;
         assert!(changes.wait(PendingChange { index, since, awaits_vote, completion }).is_none());
         changes
     }

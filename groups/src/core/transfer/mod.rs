@@ -29,9 +29,9 @@ use std::time::Duration;
 use raft::StateRole;
 use shardhost_proto::peer::{GroupMessage, MessageKind};
 use shardhost_storage::{NodeId, Term};
-use tokio::sync::oneshot;
 
 use super::GroupCore;
+use crate::completion::Reply;
 use crate::core::Effects;
 use crate::error::{LeaderHint, TransferError};
 use crate::policy::PolicyEvent;
@@ -46,7 +46,7 @@ pub type TransferOutcome = Result<(NodeId, Term, Duration), TransferError>;
 type Ended = Result<(NodeId, Term), TransferError>;
 
 /// Who waits for a transfer.
-pub type TransferCompletion = oneshot::Sender<TransferOutcome>;
+pub type TransferCompletion = Reply<TransferOutcome>;
 
 /// Where leadership is to go.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -60,7 +60,7 @@ fn mailbox() -> Mailbox {
 
 /// A question, and who asks it.
 fn question() -> (ApplyWork, oneshot::Receiver<Result<Bytes, QueryError>>) {
-    let (reply, asker) = oneshot::channel();
+    let (reply, asker) = crate::completion::answer();
     (ApplyWork::Query { request: Bytes::from_static(b"x"), reply }, asker)
 }
 

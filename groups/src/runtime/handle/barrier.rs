@@ -1,7 +1,6 @@
 //! Barriers: users' proposals wait outside while an operator's go through.
 
 use shardhost_storage::{LogIndex, Term};
-use tokio::sync::oneshot;
 
 use super::{Group, Offered};
 use crate::core::BarrierOrder;
@@ -26,7 +25,7 @@ impl Group {
     /// [`BarrierError`]; none was opened.
     pub async fn open_barrier(&self) -> Result<Barrier, BarrierError> {
         let group = self.id();
-        let (completion, answer) = oneshot::channel();
+        let (completion, answer) = crate::completion::answer();
         let order = BarrierOrder::Open(completion);
         self.offer_barrier(order)?;
         let (term, number) = answer.await.unwrap_or(Err(BarrierError::Stopped { group }))?;
@@ -56,7 +55,7 @@ impl Barrier {
     /// [`BarrierError::Ended`] when the leadership ends first.
     pub async fn drain(&self) -> Result<LogIndex, BarrierError> {
         let group = self.group.id();
-        let (completion, answer) = oneshot::channel();
+        let (completion, answer) = crate::completion::answer();
         self.group.offer_barrier(BarrierOrder::Drain { number: self.number, completion })?;
         answer.await.unwrap_or(Err(BarrierError::Stopped { group }))
     }

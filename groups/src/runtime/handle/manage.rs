@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use shardhost_storage::{LogIndex, LogPosition, Membership, NodeId, Requirement, Term};
-use tokio::sync::oneshot;
 
 use super::{Group, Offered};
 use crate::core::{
@@ -59,7 +58,7 @@ impl Group {
     async fn transfer(&self, to: TransferTarget) -> Result<Transferred, TransferError> {
         let group = self.id();
         let started = Instant::now();
-        let (completion, answer) = oneshot::channel();
+        let (completion, answer) = crate::completion::answer();
         let input = Input::Transfer { group, request: TransferRequest { to, completion } };
         if self.offer(input).is_err() {
             return Err(TransferError::Stopped { group });
@@ -141,7 +140,7 @@ impl Group {
     /// [`TransferError::Stopped`], also for a replica that failed.
     pub async fn eligibility(&self) -> Result<EligibilityReport, TransferError> {
         let group = self.id();
-        let (completion, answer) = oneshot::channel();
+        let (completion, answer) = crate::completion::answer();
         let stopped = TransferError::Stopped { group };
         if self.offer(Input::EligibilityReport { group, completion }).is_err() {
             return Err(stopped);
@@ -182,7 +181,7 @@ impl Group {
 
     async fn order(&self, order: MembershipOrder) -> Result<Arc<Membership>, MembershipError> {
         let group = self.id();
-        let (completion, answer) = oneshot::channel();
+        let (completion, answer) = crate::completion::answer();
         let request = Box::new(MembershipRequest { order, completion });
         match self.offer(Input::ChangeMembership { group, request }) {
             Ok(()) => {}
@@ -200,7 +199,7 @@ impl Group {
     /// [`TakeSnapshotError`].
     pub async fn snapshot(&self) -> Result<LogPosition, TakeSnapshotError> {
         let group = self.id();
-        let (completion, answer) = oneshot::channel();
+        let (completion, answer) = crate::completion::answer();
         match self.offer(Input::TakeSnapshot { group, completion }) {
             Ok(()) => answer.await.unwrap_or(Err(TakeSnapshotError::Stopped { group })),
             Err(Offered::Busy) => Err(TakeSnapshotError::Busy { group }),

@@ -25,6 +25,7 @@ use crate::completion::Budget;
 use crate::core::LeaseSign;
 use crate::lives::LifeLock;
 use crate::machine::Progress;
+use crate::panics::Watched;
 use crate::runtime::{Mailbox, RuntimeShared};
 use crate::status::GroupStatus;
 use crate::worker::Input;
@@ -48,7 +49,7 @@ pub(crate) struct GroupShared {
     pub(crate) position: Arc<AtomicU64>,
     /// Moves while a call into the state machine gets on.
     pub(crate) progress: Progress,
-    pub(crate) watchers: OnceLock<watch::Sender<Arc<GroupStatus>>>,
+    pub(crate) watchers: OnceLock<Watched<Arc<GroupStatus>>>,
     pub(crate) budget: Arc<Budget>,
     pub(crate) runtime: Arc<RuntimeShared>,
     pub(crate) mailbox: Mailbox,
@@ -61,7 +62,7 @@ impl GroupShared {
     pub(crate) fn publish(&self, status: Arc<GroupStatus>) {
         self.status.store(Arc::clone(&status));
         if let Some(watchers) = self.watchers.get() {
-            watchers.send_replace(status);
+            watchers.set(status);
         }
     }
 }
@@ -145,10 +146,10 @@ impl Group {
     /// seen as one.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<Arc<GroupStatus>> {
-        let watchers = self.shared.watchers.get_or_init(|| watch::Sender::new(self.status()));
+        let watchers = self.shared.watchers.get_or_init(|| Watched::new(self.status()));
         let receiver = watchers.subscribe();
         // A status published while the first watcher was being set up must not be missed.
-        watchers.send_replace(self.status());
+        watchers.set(self.status());
         receiver
     }
 

@@ -170,7 +170,7 @@ impl IntoFuture for Propose<'_> {
 
     fn into_future(self) -> ProposeFuture {
         let group = self.group;
-        let (sender, answer) = oneshot::channel();
+        let (sender, answer) = crate::completion::answer();
         let refusal = group.refuses_proposals();
         let completion = Completion::One(sender);
         let now = Instant::now();

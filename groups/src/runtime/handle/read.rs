@@ -110,7 +110,7 @@ impl Group {
 
     async fn ask_core(&self, need: ReadNeed) -> Result<ReadBarrier, ReadError> {
         let group = self.shared.id;
-        let (completion, answer) = oneshot::channel();
+        let (completion, answer) = crate::completion::answer();
         let request = ReadRequest { need, completion };
         match self.offer(Input::Read { group, request }) {
             Ok(()) => answer.await.unwrap_or(Err(ReadError::Stopped { group })),
@@ -179,7 +179,7 @@ impl Group {
         }
         // The work queues behind everything that the barrier waited for.
         let _barrier = self.read_barrier(mode).await?;
-        let (reply, answer) = oneshot::channel();
+        let (reply, answer) = crate::completion::answer();
         self.ask_machine(ApplyWork::Query { request, reply })?;
         Ok(self.answered(answer).await??)
     }
@@ -189,7 +189,7 @@ impl Group {
     /// # Errors
     /// [`ReadError`].
     pub async fn checksum(&self) -> Result<(LogPosition, StateChecksum), ReadError> {
-        let (reply, answer) = oneshot::channel();
+        let (reply, answer) = crate::completion::answer();
         self.ask_machine(ApplyWork::Checksum { reply })?;
         Ok(self.answered(answer).await??)
     }

@@ -3,9 +3,9 @@
 use std::fmt::Display;
 use std::sync::{Arc, Mutex};
 
+use shardhost_groups::completion::Reply;
 use shardhost_groups::completion::{Charge, Completion, Pending};
 use shardhost_groups::{GroupId, ProposalSink, ProposeOutcome};
-use tokio::sync::oneshot;
 
 use crate::words;
 
@@ -47,7 +47,7 @@ impl Answers {
         &mut self,
         who: String,
         good: impl Fn(T) -> String + 'static,
-    ) -> oneshot::Sender<Result<T, E>> {
+    ) -> Reply<Result<T, E>> {
         self.ask_why(who, good, |error| format!("no: {error}"))
     }
 
@@ -57,8 +57,8 @@ impl Answers {
         who: String,
         good: impl Fn(T) -> String + 'static,
         bad: impl Fn(E) -> String + 'static,
-    ) -> oneshot::Sender<Result<T, E>> {
-        let (completion, mut answer) = oneshot::channel::<Result<T, E>>();
+    ) -> Reply<Result<T, E>> {
+        let (completion, mut answer) = shardhost_groups::completion::answer::<Result<T, E>>();
         let poll = Box::new(move || Some(answer.try_recv().ok()?.map_or_else(&bad, &good)));
         self.asked.push(Asked { who, poll });
         completion

@@ -10,6 +10,7 @@ mod time;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use shardhost_groups::completion::Reply;
 use shardhost_groups::config::GroupsConfig;
 use shardhost_groups::core::Effects;
 use shardhost_groups::policy::PolicyEvent;
@@ -18,7 +19,6 @@ use shardhost_groups::transport::Outgoing;
 use shardhost_groups::worker::{Input, WorkerCore};
 use shardhost_groups::{GroupId, Membership, NodeId};
 use shardhost_proto::peer::{GroupMessage, MessageKind};
-use tokio::sync::oneshot;
 
 use crate::words;
 use answers::Answers;
@@ -320,8 +320,8 @@ impl Cluster {
 }
 
 /// Answers the callers. One that went away is no error.
-fn answer<T>(replies: Vec<(oneshot::Sender<T>, T)>) {
-    replies.into_iter().for_each(|(completion, answer)| drop(completion.send(answer)));
+fn answer<T>(replies: Vec<(Reply<T>, T)>) {
+    replies.into_iter().for_each(|(completion, answer)| completion.send(answer));
 }
 
 /// Heartbeats that carry no read, and their answers.

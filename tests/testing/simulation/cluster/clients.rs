@@ -89,7 +89,7 @@ impl Cluster {
             1 => ReadNeed::Leadership,
             _ => ReadNeed::Applied,
         };
-        let (completion, answer) = oneshot::channel();
+        let (completion, answer) = shardhost_groups::completion::answer();
         let Some(process) = self.nodes.get_mut(&id).and_then(|n| n.process.as_mut()) else {
             return Ok(());
         };

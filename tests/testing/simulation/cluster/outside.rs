@@ -54,7 +54,7 @@ impl Cluster {
         group: GroupId,
         to: TransferTarget,
     ) -> Result<oneshot::Receiver<TransferOutcome>, String> {
-        let (completion, answer) = oneshot::channel();
+        let (completion, answer) = shardhost_groups::completion::answer();
         self.input(from, Input::Transfer { group, request: TransferRequest { to, completion } })?;
         Ok(answer)
     }
@@ -88,7 +88,7 @@ impl Cluster {
         order: MembershipOrder,
     ) -> Result<(), String> {
         self.tell(|| format!("{node:?} is asked: {group:?} {order:?}"));
-        let (completion, _forgotten) = oneshot::channel();
+        let (completion, _forgotten) = shardhost_groups::completion::answer();
         let request = Box::new(MembershipRequest { order, completion });
         self.input(node, Input::ChangeMembership { group, request })
     }

@@ -122,7 +122,7 @@ impl Cluster {
         let leader = self.nodes.values().filter(leads).max_by_key(|node| node.term_of(group));
         let Some(node) = leader.map(|node| node.id) else { return Ok(()) };
         self.tell(|| format!("{node:?} is asked for {requirement:?} of {group:?}"));
-        let (completion, _forgotten) = oneshot::channel();
+        let (completion, _forgotten) = shardhost_groups::completion::answer();
         let order =
             MembershipOrder::Require { requirement, expecting: None, whoever_meets_it: true };
         let request = Box::new(MembershipRequest { order, completion });

@@ -296,7 +296,7 @@ impl Cluster {
         };
         self.tell(|| format!("{from:?} is asked to hand {group:?} to {to:?}"));
         self.begin(from);
-        let (completion, _forgotten) = oneshot::channel();
+        let (completion, _forgotten) = shardhost_groups::completion::answer();
         let request = TransferRequest { to, completion };
         if let Some(process) = self.nodes.get_mut(&from).and_then(|n| n.process.as_mut()) {
             process.core.handle(Input::Transfer { group, request });
@@ -305,7 +305,7 @@ impl Cluster {
 
     /// Asks a node to hand a group to another.
     pub fn transfer(&mut self, from: NodeId, group: GroupId, to: NodeId) {
-        let (completion, _forgotten) = oneshot::channel();
+        let (completion, _forgotten) = shardhost_groups::completion::answer();
         let request = TransferRequest { to: TransferTarget::Node(to), completion };
         self.begin(from);
         if let Some(process) = self.nodes.get_mut(&from).and_then(|n| n.process.as_mut()) {

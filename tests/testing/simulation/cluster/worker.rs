@@ -90,7 +90,7 @@ impl Cluster {
             pending.resolve(Err(error));
         }
         for (completion, answer) in effects.read_replies {
-            drop(completion.send(answer));
+            completion.send(answer);
         }
         for (_, _, status) in &effects.statuses {
             let live = &self.nodes[&id].live;
@@ -110,18 +110,18 @@ impl Cluster {
         for (completion, answer) in effects.transfer_replies {
             self.tell(|| format!("{id:?} transfer {answer:?}"));
             self.checks.transfers += u64::from(answer.is_ok());
-            drop(completion.send(answer));
+            completion.send(answer);
         }
         for (completion, outcome) in effects.membership_replies {
             self.tell(|| format!("{id:?} membership {outcome:?}"));
             self.checks.membership_answer(&outcome);
-            drop(completion.send(outcome));
+            completion.send(outcome);
         }
         for (completion, outcome) in effects.barrier_replies {
-            drop(completion.send(outcome));
+            completion.send(outcome);
         }
         for (completion, outcome) in effects.drain_replies {
-            drop(completion.send(outcome));
+            completion.send(outcome);
         }
         for request in effects.admissions {
             self.ask_policies(id, request);

@@ -1,5 +1,4 @@
 use shardhost_storage::NodeId;
-use tokio::sync::oneshot;
 
 use super::*;
 
@@ -102,7 +101,7 @@ fn after_failures_only_users_get_another_try_for_a_while() {
         assert!(snapshots.end_making(None, 1_000).is_empty());
         snapshots.want();
         assert!(!snapshots.begin_making(5, true, 999 + pause));
-        let (completion, _answer) = oneshot::channel();
+        let (completion, _answer) = crate::completion::answer();
         snapshots.ask(completion);
         assert!(snapshots.begin_making(5, true, 999 + pause), "a user asks");
         snapshots.making = None;
