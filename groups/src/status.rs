@@ -54,7 +54,8 @@ pub struct PeerProgress {
     /// The next index to send.
     pub next: LogIndex,
     pub state: &'static str,
-    /// Sent something in this election timeout.
+    /// Answered this leader within the last election timeout. While the group hibernates nothing is asked, and this is
+    /// `false`.
     pub recently_active: bool,
 }
 

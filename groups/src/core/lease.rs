@@ -189,11 +189,16 @@ impl GroupCore {
         if is_new || self.config.bugs.has(KnownBug::CountNodesForReplicas) {
             return Presence::Answers;
         }
+        self.presence_of(id.get())
+    }
+
+    /// Whether a replica was heard in this leadership. While the group hibernates that is not known.
+    pub(super) fn presence_of(&self, replica: u64) -> Presence {
         if self.hibernation.is_hibernating() {
             return Presence::Unknown;
         }
         let timeout = u64::from(self.config.election_ticks);
-        self.lease.presence_of(id.get(), self.ticks, timeout)
+        self.lease.presence_of(replica, self.ticks, timeout)
     }
 
     /// The answers of a replica count from the first heartbeat that it answers from here on.

@@ -81,7 +81,7 @@ use crate::membership::MembershipError;
 use crate::nodes::LiveNodes;
 use crate::policy::Policies;
 use crate::replica_log::ReplicaLog;
-use crate::status::{GroupStatus, Role};
+use crate::status::{GroupStatus, PeerProgress, Role};
 
 pub use barrier::{BarrierCompletion, BarrierOrder, BarrierOutcome, DrainCompletion};
 pub use effects::{Effects, LeaseSign, LogTask, PersistAck, Prune};
@@ -165,6 +165,8 @@ pub struct GroupCore {
     hibernation: Hibernation,
     ticks: u64,
     published: Arc<GroupStatus>,
+    /// What a leader last saw of the others.
+    peers: Arc<[PeerProgress]>,
 }
 
 impl std::fmt::Debug for GroupCore {

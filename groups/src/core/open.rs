@@ -173,6 +173,7 @@ impl GroupCore {
             hibernation: Hibernation::default(),
             ticks: 0,
             published: Arc::new(published),
+            peers: Arc::new([]),
         };
         if lost {
             tracing::error!(group = %core.id, "the state of this replica is lost; it is asked for");

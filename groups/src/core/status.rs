@@ -9,6 +9,7 @@ use shardhost_storage::{
 
 use super::GroupCore;
 use crate::core::Effects;
+use crate::core::lease::Presence;
 use crate::status::{GroupStatus, PeerProgress, Role};
 
 /// Ticks between two looks at the peers' progress.
@@ -103,7 +104,7 @@ impl GroupCore {
             checked: self.consistency.checked(),
             differs: self.consistency.differs(),
             stalled: self.stalled(),
-            peers: if self.leads() { Arc::clone(&self.published.peers) } else { Arc::new([]) },
+            peers: if self.leads() { Arc::clone(&self.peers) } else { Arc::new([]) },
         }
     }
 
@@ -119,14 +120,14 @@ impl GroupCore {
         }
     }
 
-    /// Updates a leader's view of its peers.
+    /// Updates a leader's view of its peers, which is published at the end of the step.
     pub(super) fn renew_peers(&mut self) {
         if !self.leads() {
             return;
         }
         let peers = self.peer_progress();
-        if *self.published.peers != *peers {
-            Arc::make_mut(&mut self.published).peers = peers;
+        if *self.peers != *peers {
+            self.peers = peers;
         }
     }
 
@@ -146,7 +147,7 @@ impl GroupCore {
                     ProgressState::Replicate => "replicate",
                     ProgressState::Snapshot => "snapshot",
                 },
-                recently_active: progress.recent_active,
+                recently_active: self.presence_of(id.get()) == Presence::Answers,
             })
         });
         known.collect()

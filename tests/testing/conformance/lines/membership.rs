@@ -171,7 +171,8 @@ pub(super) async fn m4_one_change_at_a_time(trial: Trial) -> Outcome {
 }
 
 pub(super) async fn m5_the_fence_goes_with_an_entry_that_is_overwritten(trial: Trial) -> Outcome {
-    let world = trial.world().await?;
+    // One that wakes asks its members first.
+    let world = trial.world_with(|plan| plan.config.hibernate_after_ticks = 0).await?;
     world.create(GROUP).await;
     let old = world.leader(GROUP).await;
     let others = world.others(old.node);
