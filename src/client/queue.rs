@@ -105,7 +105,7 @@ impl QueueClient {
         max_messages: u32,
         visibility: Duration,
     ) -> Result<Received, ClientError> {
-        self.receive_of(shard, max_messages, visibility, Bytes::new()).await
+        self.receive_of(shard, max_messages, visibility, None).await
     }
 
     /// As [`QueueClient::receive`], but messages of one partition key only.
@@ -120,7 +120,7 @@ impl QueueClient {
     ) -> Result<Received, ClientError> {
         let partition_key = named(partition_key.into())?;
         let shard = self.shard_of(&partition_key)?;
-        self.receive_of(shard, max_messages, visibility, partition_key).await
+        self.receive_of(shard, max_messages, visibility, Some(partition_key)).await
     }
 
     async fn receive_of(
@@ -128,7 +128,7 @@ impl QueueClient {
         shard: usize,
         max_messages: u32,
         visibility: Duration,
-        partition_key: Bytes,
+        partition_key: Option<Bytes>,
     ) -> Result<Received, ClientError> {
         let visibility_ms = u64::try_from(visibility.as_millis()).unwrap_or(u64::MAX);
         let receive = Receive { max_messages, visibility_ms, partition_key };

@@ -122,7 +122,7 @@ fn queue_requests() -> Vec<QueueOperation> {
         QueueOperation::Receive(Receive {
             max_messages: 3,
             visibility_ms: 30_000,
-            partition_key: Bytes::new(),
+            partition_key: Some(Bytes::new()),
         }),
         QueueOperation::Ack(Ack { receipts: vec![1, 1 << 40, u64::MAX] }),
         QueueOperation::Peek(Peek { from_sequence: 1, limit: 10, consistency: 2 }),

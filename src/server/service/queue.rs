@@ -103,27 +103,31 @@ impl Protocol for QueueProtocol {
 
 fn plan(operation: Operation, now_ms: u64) -> Plan {
     match operation {
-        // It could not be received by its key: in a receive an empty one means any.
         Operation::Send(send) if send.partition_key.is_empty() => {
             Plan::Invalid("the partition key is empty".into())
         }
         Operation::Send(send) => {
             write(QueueCommand::send(now_ms, &send.partition_key, &send.body, &send.dedup_id))
         }
-        // One that takes nothing is not worth a write to the log.
-        Operation::Receive(receive) => match write(QueueCommand::receive(
-            now_ms,
-            receive.max_messages,
-            receive.visibility_ms,
-            &receive.partition_key,
-        )) {
-            Plan::Write(command) => {
-                let Receive { partition_key, .. } = receive;
-                let query = QueueQuery::Receivable(Receivable { now_ms, partition_key }).encode();
-                Plan::WriteUnless { command, query }
+        Operation::Receive(receive) => {
+            let Receive { max_messages, visibility_ms, partition_key } = receive;
+            if partition_key.as_ref().is_some_and(Bytes::is_empty) {
+                return Plan::Invalid(
+                    "the partition key is empty; leave it out to receive of any".into(),
+                );
             }
-            other => other,
-        },
+            // In the log an empty one means any.
+            let partition_key = partition_key.unwrap_or_default();
+            // One that takes nothing is not worth a write to the log.
+            match write(QueueCommand::receive(now_ms, max_messages, visibility_ms, &partition_key))
+            {
+                Plan::Write(command) => {
+                    let query = QueueQuery::Receivable(Receivable { now_ms, partition_key });
+                    Plan::WriteUnless { command, query: query.encode() }
+                }
+                other => other,
+            }
+        }
         Operation::Ack(ack) => {
             let receipts = ack.receipts.into_iter().map(Receipt::from_number);
             write(QueueCommand::ack(now_ms, receipts))
@@ -144,5 +148,26 @@ fn write(command: Bytes) -> Plan {
     match QueueCommand::decode(&command) {
         Ok(_) => Plan::Write(command),
         Err(error) => Plan::Invalid(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn receive(partition_key: Option<&'static [u8]>) -> Plan {
+        let partition_key = partition_key.map(Bytes::from_static);
+        plan(
+            Operation::Receive(Receive { max_messages: 1, visibility_ms: 1_000, partition_key }),
+            1,
+        )
+    }
+
+    #[test]
+    fn an_empty_partition_key_is_no_word_for_any() {
+        assert!(matches!(receive(None), Plan::WriteUnless { .. }));
+        assert!(matches!(receive(Some(b"anna")), Plan::WriteUnless { .. }));
+        let Plan::Invalid(why) = receive(Some(b"")) else { panic!("an empty key was taken") };
+        assert!(why.contains("leave it out"), "{why}");
     }
 }
