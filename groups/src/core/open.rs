@@ -173,7 +173,7 @@ impl GroupCore {
             hibernation: Hibernation::default(),
             ticks: 0,
             published: Arc::new(published),
-            peers: Arc::new([]),
+            peers: Arc::default(),
         };
         if lost {
             tracing::error!(group = %core.id, "the state of this replica is lost; it is asked for");

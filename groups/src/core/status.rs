@@ -104,7 +104,7 @@ impl GroupCore {
             checked: self.consistency.checked(),
             differs: self.consistency.differs(),
             stalled: self.stalled(),
-            peers: if self.leads() { Arc::clone(&self.peers) } else { Arc::new([]) },
+            peers: if self.leads() { Arc::clone(&self.peers) } else { Arc::default() },
         }
     }
 
