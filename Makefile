@@ -54,9 +54,12 @@ COMPILE = .ci/compile
 build: setup
 	@$(COMPILE) cargo build --release --package shardhost-cli
 
+# Several at a time of the tests that mostly wait.
+WAITING = --config 'target."cfg(unix)".runner = "$(CURDIR)/.ci/waiting"'
+
 test: setup
 	@$(COMPILE) cargo test --workspace --no-fail-fast --no-run
-	cargo test --workspace --no-fail-fast
+	cargo test $(WAITING) --workspace --no-fail-fast
 
 fuzz: setup
 	FUZZ_SECONDS=$(FUZZ_SECONDS) FUZZ_SEED=$(FUZZ_SEED) cargo test --workspace --test fuzz -- --test-threads=2
