@@ -11,7 +11,7 @@ use shardhost_proto::admin::{HostStatus, KnownNode, ListNodesRequest, RemoveNode
 use super::change::confirmed;
 use super::decommission::{self, DecommissionArguments};
 use super::ended::PARTLY;
-use super::output::{Column, number, span, table};
+use super::output::{Column, client_address, number, reached_at, span, table};
 use super::reached::Reached;
 use super::target::{Target, in_time};
 
@@ -147,6 +147,12 @@ impl<'a> Row<'a> {
         }
     }
 
+    /// Where clients reach it, as it says itself, or said to the node that was asked; empty: at its address.
+    fn client_address(&self) -> &str {
+        let said = self.status.map_or(&self.known.client_address, |status| &status.client_address);
+        said.as_str()
+    }
+
     fn cells(&self) -> Vec<String> {
         let KnownNode { node, address, zone, weight, capabilities, .. } = self.known;
         let of_status = |text: fn(&HostStatus) -> String| self.status.map_or("-".to_owned(), text);
@@ -154,7 +160,7 @@ impl<'a> Row<'a> {
             node.to_string(),
             self.state().to_owned(),
             self.last_seen(),
-            address.clone(),
+            reached_at(address, self.client_address()),
             if zone.is_empty() { "-".to_owned() } else { zone.clone() },
             weight.to_string(),
             number(self.replicas()),
@@ -171,6 +177,7 @@ impl<'a> Row<'a> {
             "state": self.state(),
             "silent_ms": self.silent_ms(),
             "address": address,
+            "client_address": client_address(address, self.client_address()),
             "zone": zone,
             "weight": weight,
             "replicas": self.replicas(),

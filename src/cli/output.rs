@@ -129,6 +129,19 @@ pub fn facts<C: Into<Cell>>(rows: impl IntoIterator<Item = (&'static str, C)>) -
     table.to_string()
 }
 
+/// Where clients reach a node: where nodes do, unless it says another address.
+pub const fn client_address<'a>(address: &'a str, said: &'a str) -> &'a str {
+    if said.is_empty() { address } else { said }
+}
+
+/// Where nodes and operators reach a node, and clients, if they do so elsewhere.
+pub fn reached_at(address: &str, said: &str) -> String {
+    match client_address(address, said) {
+        same if same == address => address.to_owned(),
+        other => format!("{address}, clients {other}"),
+    }
+}
+
 /// A whole number with its thousands apart.
 pub fn number(value: u64) -> String {
     let digits = value.to_string();

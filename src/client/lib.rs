@@ -119,7 +119,7 @@ impl Client {
     }
 
     /// Waits until the replica of `group` on `node` has applied `index`: a stale read from there
-    /// then sees it.
+    /// then sees it. It asks what operators ask, which a node with a listener for clients refuses there.
     ///
     /// # Errors
     /// [`ClientError::Timeout`], with what was seen last.

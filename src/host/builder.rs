@@ -11,20 +11,19 @@ use shardhost_proto::version::ClusterVersion;
 use shardhost_security::CredentialError;
 use shardhost_security::channel::Security;
 use shardhost_storage::{CapabilityError, LogError, LogStore, SnapshotFiles, SnapshotStore};
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::config::HostConfig;
 use super::founding::{self, Foundings, Scope};
 use super::joining::{self, Joining, Mailbox, ReplicaFactory};
+use super::listener::Listeners;
 use super::memory::HostMemory;
 use super::{Host, HostInner, Serving, leadership, versions};
 use crate::data_dir::DataDir;
 #[cfg(feature = "rocksdb")]
 use crate::descriptors::Descriptors;
 use crate::transport::{
-    Connections, GrpcTransport, IncarnationMemory, KnownTokens, PeerDirectory, TransportConfig,
-    TransportError,
+    GrpcTransport, IncarnationMemory, KnownTokens, PeerDirectory, TransportConfig, TransportError,
 };
 
 /// Why a host does not start. Nothing runs afterwards.
@@ -92,7 +91,7 @@ impl HostBuilder {
         self.snapshots = Some(store);
         self
     }
-    /// Listens on a socket that is bound already; the configured address is not used.
+    /// Listens on a socket that is bound already; the configured address is not used. That of clients is.
     pub fn listener(mut self, listener: std::net::TcpListener) -> Self {
         self.listener = Some(listener);
         self
@@ -106,8 +105,8 @@ impl HostBuilder {
         self
     }
 
-    /// Starts the host: opens the log, starts the threads, connects to the peers. The listener
-    /// answers once [`Host::serve`] was called.
+    /// Starts the host: opens the log, starts the threads, connects to the peers. The listeners
+    /// answer once [`Host::serve`] was called.
     ///
     /// # Errors
     /// [`StartError`]; nothing runs then.
@@ -118,9 +117,8 @@ impl HostBuilder {
         }
         let advertisement =
             leadership::first_advertisement(&config).map_err(StartError::Capabilities)?;
-        let listener = bind(listener, config.listen)?;
-        let address = listener.local_addr().map_err(|error| listen_error(config.listen, error))?;
-        let advertise = config.advertise.clone().unwrap_or_else(|| address.to_string());
+        let Listeners { all: listeners, address, advertise, clients } =
+            Listeners::bind(listener, &config)?;
         let data_dir = open_data_dir(&config.data_dir).await?;
         let incarnation = data_dir.incarnation();
         let store = open_log(log_store, &config).await?;
@@ -135,6 +133,7 @@ impl HostBuilder {
         let foundings = open_foundings(&config, store_id, &directory)?;
         let mut transport_config =
             TransportConfig::new(config.cluster.clone(), config.node, incarnation, advertise);
+        transport_config.client_address = clients.as_ref().map(|(_, reached)| reached.clone());
         transport_config.earlier_starts = data_dir.earlier_starts().to_vec();
         transport_config.snapshot = config.snapshots;
         transport_config.advertisement = advertisement.clone();
@@ -178,7 +177,8 @@ impl HostBuilder {
             let unknown = || format!("node {node} is not in the directory of this node");
             known.address(node).map(|_| ()).ok_or_else(unknown)
         });
-        let connections = Connections::new(config.connections);
+        let connections =
+            listeners.iter().map(|listener| Arc::clone(&listener.connections)).collect();
         let inner = HostInner {
             config,
             groups,
@@ -186,6 +186,7 @@ impl HostBuilder {
             directory,
             advertisement: parking_lot::Mutex::new(advertisement),
             address,
+            clients,
             incarnation,
             store: Arc::downgrade(&store),
             store_id,
@@ -200,8 +201,8 @@ impl HostBuilder {
         let host = Host {
             inner: Arc::new(inner),
             serving: Arc::new(parking_lot::Mutex::new(Serving {
-                listener: Some(listener),
-                task: None,
+                listeners,
+                tasks: Vec::new(),
                 data_dir: Some(data_dir),
             })),
             ending: Arc::default(),
@@ -209,24 +210,6 @@ impl HostBuilder {
         tokio::spawn(host.tell_impairments());
         Ok(host)
     }
-}
-
-fn bind(
-    listener: Option<std::net::TcpListener>,
-    address: SocketAddr,
-) -> Result<TcpListener, StartError> {
-    let listener = match listener {
-        Some(listener) => listener,
-        None => {
-            std::net::TcpListener::bind(address).map_err(|error| listen_error(address, error))?
-        }
-    };
-    listener.set_nonblocking(true).map_err(|error| listen_error(address, error))?;
-    TcpListener::from_std(listener).map_err(|error| listen_error(address, error))
-}
-
-const fn listen_error(address: SocketAddr, error: io::Error) -> StartError {
-    StartError::Listen { address, error }
 }
 
 async fn open_data_dir(path: &Path) -> Result<DataDir, StartError> {

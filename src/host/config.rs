@@ -22,10 +22,16 @@ pub struct HostConfig {
     /// The directory of the log and the snapshots. Created when missing; belongs to this node for
     /// ever.
     pub data_dir: PathBuf,
-    /// Where this host listens, for peers and clients. Port 0: any free one.
+    /// Where this host listens. Port 0: any free one.
     pub listen: SocketAddr,
     /// Where the others reach this host; `None`: at the address it listens on.
     pub advertise: Option<String>,
+    /// Where it listens for clients of tables and queues, which the other listener refuses then. `None`: one
+    /// listener serves all.
+    pub client_listen: Option<SocketAddr>,
+    /// Where clients reach that listener; `None`: at the address it listens on, and where that is every address
+    /// of the machine, at the host of `advertise`.
+    pub client_advertise: Option<String>,
     /// Where all nodes of the cluster are reached, `host:port`. This one may be left out.
     pub peers: BTreeMap<NodeId, String>,
     /// What this node has; groups may require some of their leaders. See
@@ -50,7 +56,7 @@ pub struct HostConfig {
     /// Certificates for TLS, with which peers, clients and operators are recognized. `None`: without TLS,
     /// all who reach the listener may do everything.
     pub credentials: Option<Credentials>,
-    /// Bounds of the connections that the listener holds open.
+    /// Bounds of the connections that the listeners hold open together.
     pub connections: ConnectionLimits,
     pub workers: usize,
     pub apply_threads: usize,
@@ -66,6 +72,8 @@ impl HostConfig {
             data_dir: data_dir.into(),
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             advertise: None,
+            client_listen: None,
+            client_advertise: None,
             peers: BTreeMap::new(),
             capabilities: BTreeSet::new(),
             groups: GroupsConfig::new(node),

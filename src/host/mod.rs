@@ -1,4 +1,4 @@
-//! [`Host`]: the groups of this process together with their log, their transport and one listener.
+//! [`Host`]: the groups of this process together with their log, their transport and their listeners.
 //!
 //! The host puts things together and takes them apart in the right order. What a message, a write
 //! or a leadership means is the business of the parts.
@@ -8,6 +8,7 @@ mod config;
 pub mod founding;
 mod joining;
 mod leadership;
+mod listener;
 mod memory;
 mod replicas;
 mod versions;
@@ -22,7 +23,6 @@ use shardhost_groups::runtime::{AdditionGuard, GroupsStats};
 use shardhost_groups::{Group, Groups, HostFault};
 use shardhost_security::channel::Security;
 use shardhost_storage::{GroupId, LogStore, NodeId};
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -32,12 +32,13 @@ pub use self::builder::{HostBuilder, StartError};
 pub use self::config::HostConfig;
 use self::founding::{Founding, Foundings, Scope};
 pub use self::joining::ReplicaFactory;
+use self::listener::Listener;
 use self::memory::HostMemory;
 pub use self::versions::PrepareError;
 use crate::data_dir::DataDir;
 use crate::transport::{
     ConnectionStats, Connections, FoundedBy, GrpcTransport, KnownTokens, PeerDirectory, Rollback,
-    TransportStats, admit_clients, authorize, incoming_within, server,
+    TransportStats, admit_clients, authorize, incoming_within, only, server,
 };
 
 #[derive(Debug)]
@@ -50,6 +51,8 @@ struct HostInner {
     /// in the same order.
     advertisement: parking_lot::Mutex<Advertisement>,
     address: SocketAddr,
+    /// Where the listener of clients is bound, and where they reach it; `None`: there is one listener for all.
+    clients: Option<(SocketAddr, String)>,
     incarnation: u64,
     /// The groups keep it open, and close it when they end: a handle of a host that stopped holds no log.
     store: Weak<dyn LogStore>,
@@ -59,15 +62,17 @@ struct HostInner {
     /// The host begins to stop; work in progress continues for a while.
     stopping: CancellationToken,
     stop: CancellationToken,
-    connections: Arc<Connections>,
+    /// Of each listener.
+    connections: Vec<Arc<Connections>>,
     tokens: KnownTokens,
     _additions: AdditionGuard,
 }
 
 #[derive(Debug, Default)]
 struct Serving {
-    listener: Option<TcpListener>,
-    task: Option<JoinHandle<Result<(), tonic::transport::Error>>>,
+    /// Those that do not answer yet.
+    listeners: Vec<Listener>,
+    tasks: Vec<JoinHandle<Result<(), tonic::transport::Error>>>,
     data_dir: Option<DataDir>,
 }
 
@@ -81,7 +86,7 @@ pub enum Shutdown {
     Immediate,
 }
 
-/// One process of a cluster: replicas of many groups, one log, one listener. Cheap to clone; all
+/// One process of a cluster: replicas of many groups, one log, one listener or two. Cheap to clone; all
 /// clones are the same host. It runs until [`Host::shutdown`].
 #[derive(Clone, Debug)]
 pub struct Host {
@@ -107,21 +112,34 @@ impl Host {
         Ok(host)
     }
 
-    /// Begins to answer on the listener: the peers' service, and `services` beside it. Calls
-    /// after the first do nothing.
+    /// Begins to answer on the listeners: the peers' service, and `services` beside it, each call where it is
+    /// served ([`Served`](crate::transport::Served)). Calls after the first do nothing.
     pub fn serve(&self, services: Routes) {
         let mut serving = self.serving.lock();
-        let Some(listener) = serving.listener.take() else { return };
-        let stop = self.inner.stop.clone();
+        let listeners = std::mem::take(&mut serving.listeners);
+        if listeners.is_empty() {
+            return;
+        }
         let clients = admit_clients(services.add_service(self.inner.foundings.service()));
         let routes = clients.add_service(self.inner.transport.service());
-        let routes = authorize(routes, &self.inner.tokens);
+        let answer = |listener| self.answer(listener, routes.clone());
+        serving.tasks = listeners.into_iter().map(answer).collect();
+    }
+
+    fn answer(
+        &self,
+        listener: Listener,
+        routes: Routes,
+    ) -> JoinHandle<Result<(), tonic::transport::Error>> {
+        let Listener { socket, served, connections } = listener;
+        let stop = self.inner.stop.clone();
+        let routes = authorize(only(routes, served), &self.inner.tokens);
         let credentials = self.inner.config.credentials.clone();
-        let incoming = incoming_within(listener, &self.inner.connections, credentials);
-        serving.task = Some(tokio::spawn(async move {
+        let incoming = incoming_within(socket, &connections, credentials);
+        tokio::spawn(async move {
             let stopped = async move { stop.cancelled().await };
             server().add_routes(routes).serve_with_incoming_shutdown(incoming, stopped).await
-        }));
+        })
     }
 
     /// This process.
@@ -145,7 +163,7 @@ impl Host {
     }
     /// Ends all connections, so that they are made anew with the certificates that are in use now.
     pub fn renew_connections(&self) {
-        self.inner.connections.cut_all();
+        self.inner.connections.iter().for_each(|connections| connections.cut_all());
         self.inner.transport.reconnect();
     }
     /// Where the tokens of users are known to the listener.
@@ -177,6 +195,25 @@ impl Host {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.inner.address
+    }
+    /// Where it listens for clients, if not there.
+    #[must_use]
+    pub fn client_listener(&self) -> Option<SocketAddr> {
+        self.inner.clients.as_ref().map(|(bound, _)| *bound)
+    }
+    /// Where clients reach a node: as its greeting says, and else where nodes reach it, as far as that is known.
+    #[must_use]
+    pub fn client_address(&self, node: NodeId) -> Option<String> {
+        let address = self.directory().address(node)?;
+        Some(self.own_client_address(node).unwrap_or(address))
+    }
+    /// Where clients reach a node, if it says that this is not where nodes do.
+    #[must_use]
+    pub fn own_client_address(&self, node: NodeId) -> Option<String> {
+        if node == self.node_id() {
+            return self.inner.clients.as_ref().map(|(_, reached)| reached.clone());
+        }
+        self.inner.transport.client_address_of(node)
     }
     /// What it was started from.
     #[must_use]
@@ -242,10 +279,11 @@ impl Host {
     pub(crate) fn node_is_said_to_be_at(&self, node: NodeId, address: &str) {
         self.inner.transport.is_said_to_be_at(node, address);
     }
-    /// How many connections the listener holds open.
+    /// How many connections the listeners hold open: the one that nodes reach, and that of clients, if there is
+    /// one.
     #[must_use]
-    pub fn connections(&self) -> ConnectionStats {
-        self.inner.connections.stats()
+    pub fn connections(&self) -> Vec<ConnectionStats> {
+        self.inner.connections.iter().map(|connections| connections.stats()).collect()
     }
     /// Whether the host runs and nothing keeps it from going on.
     #[must_use]
@@ -279,12 +317,11 @@ impl Host {
         // Peers and shipments first: they want the listener to be there.
         self.inner.transport.shutdown().await;
         self.inner.stop.cancel();
-        let task = self.serving.lock().task.take();
-        if let Some(mut task) = task {
-            // Streams of clients and peers do not end otherwise.
-            if tokio::time::timeout(Duration::from_millis(200), &mut task).await.is_err() {
-                task.abort();
-            }
+        let mut tasks = std::mem::take(&mut self.serving.lock().tasks);
+        let ended = futures::future::join_all(&mut tasks);
+        // Streams of clients and peers do not end otherwise.
+        if tokio::time::timeout(Duration::from_millis(200), ended).await.is_err() {
+            tasks.iter().for_each(JoinHandle::abort);
         }
         let groups = self.inner.groups.clone();
         if let Err(error) = tokio::task::spawn_blocking(move || groups.shutdown()).await {

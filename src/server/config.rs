@@ -51,8 +51,8 @@ pub use self::error::ConfigError;
 pub use shardhost::transport::address::{AddressError, check_address};
 pub use shardhost_proto::shard_map::MAX_SHARDS;
 
-/// What a server is started from. Equal on all nodes but for `node`, `data-dir`, `listen` and
-/// `capabilities`.
+/// What a server is started from. Equal on all nodes but for `node`, `data-dir`, `listen`, `client-listen`,
+/// `client-advertise` and `capabilities`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct ServerConfig {
@@ -66,6 +66,14 @@ pub struct ServerConfig {
     pub data_dir: PathBuf,
     #[serde(default = "default_listen", deserialize_with = "listen_address")]
     pub listen: SocketAddr,
+    /// Where to listen for clients of tables and queues, which `listen` refuses then. Without it, all are
+    /// served at `listen`.
+    #[serde(default, deserialize_with = "maybe_listen_address")]
+    pub client_listen: Option<SocketAddr>,
+    /// Where clients reach `client-listen`, if not at that address. Where that is every address of the
+    /// machine, it is at the host of this node's own address.
+    #[serde(default)]
+    pub client_advertise: Option<String>,
     /// What this node has; shards may require some of it of their leaders.
     #[serde(default)]
     pub capabilities: Vec<String>,
@@ -253,6 +261,11 @@ fn listen_address<'de, D: serde::Deserializer<'de>>(given: D) -> Result<SocketAd
     let text = String::deserialize(given)?;
     parse_listen(&text).map_err(serde::de::Error::custom)
 }
+fn maybe_listen_address<'de, D: serde::Deserializer<'de>>(
+    given: D,
+) -> Result<Option<SocketAddr>, D::Error> {
+    listen_address(given).map(Some)
+}
 
 /// The address to listen on that a text names: an address of this machine, or `localhost`, with a
 /// port.
@@ -295,6 +308,8 @@ impl ServerConfig {
             node: 1,
             data_dir: data_dir.into(),
             listen: default_listen(),
+            client_listen: None,
+            client_advertise: None,
             capabilities: Vec::new(),
             nodes: BTreeMap::new(),
             alone: true,
@@ -376,6 +391,8 @@ impl ServerConfig {
         host.cluster.clone_from(&self.cluster);
         host.peers = self.node_addresses().unwrap_or_default();
         host.advertise = host.peers.get(&node).cloned();
+        host.client_listen = self.client_listen;
+        host.client_advertise.clone_from(&self.client_advertise);
         host.capabilities = self.capabilities.iter().cloned().collect();
         host.newest_version = self.newest_version();
         host.workers = self.workers;

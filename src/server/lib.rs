@@ -138,7 +138,8 @@ pub struct Server {
 
 impl Server {
     /// Starts a server: opens what the log holds, creates what the configuration names beyond
-    /// that, and answers peers, clients and operators on one listener.
+    /// that, and answers peers, clients and operators on one listener, or clients on another one. A listener that
+    /// is given takes the place of the first.
     ///
     /// # Errors
     /// [`ServerError`].

@@ -43,7 +43,10 @@ impl GroupLookup for HostLookup {
     }
 
     fn addresses(&self) -> BTreeMap<NodeId, String> {
-        self.host.directory().addresses().iter().map(|(id, at)| (*id, at.clone())).collect()
+        let client_address = |(id, at): (&NodeId, &String)| {
+            (*id, self.host.own_client_address(*id).unwrap_or_else(|| at.clone()))
+        };
+        self.host.directory().addresses().iter().map(client_address).collect()
     }
 
     fn stopped(&self) -> CancellationToken {
@@ -51,6 +54,6 @@ impl GroupLookup for HostLookup {
     }
 
     fn address(&self, node: NodeId) -> Option<String> {
-        self.host.directory().address(node)
+        self.host.client_address(node)
     }
 }

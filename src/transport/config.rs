@@ -64,6 +64,8 @@ pub struct TransportConfig {
     pub earlier_starts: Vec<u64>,
     /// Where peers reach this node, `host:port`. Sent to them in the handshake.
     pub address: String,
+    /// Where clients reach this node, if not there. Sent with it.
+    pub client_address: Option<String>,
     /// The first advertisement of this node; see
     /// [`set_advertisement`](super::GrpcTransport::set_advertisement).
     pub advertisement: Advertisement,
@@ -138,6 +140,7 @@ impl TransportConfig {
             incarnation,
             earlier_starts: Vec::new(),
             address: address.into(),
+            client_address: None,
             advertisement: Advertisement::default(),
             shard_map: None,
             newest_version: ClusterVersion::NEWEST,

@@ -24,6 +24,8 @@ pub(super) struct Identity {
     /// The starts that the data directory knew before this one, the newest first.
     pub earlier_starts: Vec<u64>,
     pub address: String,
+    /// Where clients reach this node, if not there.
+    pub client_address: Option<String>,
     /// The map of shards, where the cluster has no catalog.
     pub shard_map: Option<MapTag>,
     pub founded: FoundedBy,
@@ -218,6 +220,7 @@ impl Identity {
             to_node: to.get(),
             lane: lane.into(),
             address: self.address.clone(),
+            client_address: self.client_address.clone().unwrap_or_default(),
             advertisement,
             known_incarnation,
             shard_map: self.shard_map.as_ref().map(MapTag::to_wire),
@@ -346,6 +349,7 @@ mod tests {
             incarnation: 7,
             earlier_starts: vec![5, 3],
             address: "127.0.0.1:1".into(),
+            client_address: None,
             shard_map: None,
             founded: FoundedBy::default(),
             versions: Versions::up_to(ClusterVersion::NEWEST),

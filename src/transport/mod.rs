@@ -74,8 +74,8 @@ pub use founded::FoundedBy;
 pub use handshake::Rollback;
 pub use listener::{
     AUDIT, Accepted, CallRecord, Connection, ConnectionLimits, ConnectionStats, Connections,
-    Incoming, KnownTokens, TokenHolder, Tokens, admit_clients, authorize, caller_of, incoming,
-    incoming_within, note_asked,
+    Incoming, KnownTokens, Served, TokenHolder, Tokens, admit_clients, authorize, caller_of,
+    incoming, incoming_within, note_asked, only,
 };
 pub use map_tag::MapTag;
 pub(crate) use map_tag::check as check_map;
@@ -196,6 +196,12 @@ impl GrpcTransport {
         if let Some(peer) = self.shared.peer(node) {
             peer.is_said_to_be_at(address);
         }
+    }
+
+    /// Where clients reach a peer, if its last greeting says that this is not its address.
+    #[must_use]
+    pub fn client_address_of(&self, node: NodeId) -> Option<String> {
+        self.shared.peer(node)?.client_address()
     }
 
     /// Has every lane connect anew.

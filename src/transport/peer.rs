@@ -11,7 +11,7 @@ use shardhost_storage::NodeId;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::address::Named;
+use super::address::{Named, may_be_learnt};
 use super::clocks::PeerClock;
 use super::config::TransportConfig;
 use super::lane::{Dropped, LaneQueue};
@@ -30,6 +30,8 @@ pub(super) struct Peer {
     pub address: watch::Sender<String>,
     /// What its greetings say of its address.
     named: Mutex<Named>,
+    /// Where its last greeting says that clients reach it, if not at its address.
+    client_address: Mutex<Option<String>>,
     pub bulk: Arc<LaneQueue>,
     pub urgent: Arc<LaneQueue>,
     pub liveness: Liveness,
@@ -67,6 +69,7 @@ impl Peer {
             node,
             address: watch::Sender::new(address),
             named: Mutex::default(),
+            client_address: Mutex::default(),
             bulk: Arc::new(LaneQueue::new(config, config.bulk)),
             urgent: Arc::new(LaneQueue::new(config, config.urgent)),
             liveness: Liveness::new(node, Instant::now(), stop.clone()),
@@ -97,6 +100,16 @@ impl Peer {
     /// A valid greeting has the address where the peer listens.
     pub fn greeted_from(&self, incarnation: u64, address: &str) {
         self.named.lock().greeted(incarnation, address, &self.address.borrow());
+    }
+
+    /// A valid greeting says where clients reach the peer; empty: at its address.
+    pub fn greeted_for_clients(&self, address: &str) {
+        *self.client_address.lock() = may_be_learnt(address).then(|| address.to_owned());
+    }
+
+    /// Where its last greeting says that clients reach it, if not at its address.
+    pub fn client_address(&self) -> Option<String> {
+        self.client_address.lock().clone()
     }
 
     /// The node answered at the configured address.

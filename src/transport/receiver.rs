@@ -129,6 +129,7 @@ pub(super) fn admit(
     peer.said_founding(hello.founding);
     peer.said_newest_version(hello.newest_version);
     peer.greeted_from(greeting.incarnation, &hello.address);
+    peer.greeted_for_clients(&hello.client_address);
     peer.greeted.notify_waiters();
     Ok((peer, visit))
 }

@@ -82,6 +82,7 @@ impl Shared {
             incarnation: config.incarnation,
             earlier_starts: config.earlier_starts.clone(),
             address: config.address.clone(),
+            client_address: config.client_address.clone(),
             shard_map: config.shard_map.clone(),
             founded: FoundedBy::default(),
             versions: Versions::up_to(config.newest_version),

@@ -19,6 +19,8 @@ pub const TIMEOUT: Duration = Duration::from_secs(60);
 pub struct Host {
     child: Child,
     pub address: String,
+    /// Where it serves clients.
+    pub client_address: String,
     security: Security,
     /// No one reads it unless a test does.
     pub stderr: Option<ChildStderr>,
@@ -56,10 +58,12 @@ impl Host {
         });
         let stderr = child.stderr.take();
         let security = Security::default();
-        let mut host = Self { child, address: String::new(), security, stderr };
+        let (address, client_address) = (String::new(), String::new());
+        let mut host = Self { child, address, client_address, security, stderr };
         let line = line.recv_timeout(TIMEOUT).expect("it starts in time");
         let started: Value = serde_json::from_str(&line).expect("it says that it serves");
         host.address = started["address"].as_str().unwrap().to_owned();
+        host.client_address = started["client_address"].as_str().unwrap().to_owned();
         host
     }
 
@@ -77,7 +81,7 @@ impl Host {
 
     pub async fn client(&self) -> Client {
         let options = ClientOptions { security: self.security.clone(), ..ClientOptions::default() };
-        Client::connect([self.address.clone()], options).await.unwrap()
+        Client::connect([self.client_address.clone()], options).await.unwrap()
     }
 
     /// Writes and reads through a new connection.

@@ -90,10 +90,10 @@ enum Idle {
 impl Idle {
     async fn begin(host: &Host, number: usize, unknown: &Credentials) -> Option<Self> {
         if number % 4 == 3 {
-            let connected = connect(&host.address, unknown, None).await.ok()?;
+            let connected = connect(&host.client_address, unknown, None).await.ok()?;
             return Some(Self::Secured(Box::new(connected)));
         }
-        let mut raw = TcpStream::connect(&host.address).await.ok()?;
+        let mut raw = TcpStream::connect(&host.client_address).await.ok()?;
         let said = [&[][..], HALF_HELLO, PLAIN][number % 4];
         // It may have been closed to make way.
         drop(raw.write_all(said).await);
@@ -141,6 +141,53 @@ async fn handshakes_that_never_become_whole_end_and_keep_nobody_out() {
     host.serves("afterwards").await;
 }
 
+/// How long a connection may be there before its first request, with some time to spare.
+const SILENT_FOR: Duration = Duration::from_secs(7);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn handshakes_at_the_listener_of_clients_end_none_at_that_of_nodes() {
+    if !are_there(
+        "handshakes_at_the_listener_of_clients_end_none_at_that_of_nodes",
+        &[Need::Limits, Need::Proc],
+    ) {
+        return;
+    }
+    let (directory, certificates) = (TempDir::new().unwrap(), Certificates::make());
+    let more = ["--client-listen", "127.0.0.1:0"];
+    let before = format!("ulimit -n {LIMIT};");
+    let mut host = certificates.start(directory.path(), &before, &more);
+    assert_ne!(host.address, host.client_address);
+    let unknown = certificates.credentials(None);
+    let mut idle = Vec::new();
+    let mut begun = loop {
+        // One that has begun where nodes do, and is slow.
+        let mut begun = TcpStream::connect(&host.address).await.unwrap();
+        begun.write_all(HALF_HELLO).await.unwrap();
+        let began = Instant::now();
+        for number in 0..LIMIT / 2 {
+            let one = timeout(SOON, Idle::begin(&host, number, &unknown)).await;
+            idle.extend(one.expect("the listener accepts"));
+        }
+        host.serves("among many").await;
+        // Else its own time may be over, which says nothing.
+        if began.elapsed() < SILENT_FOR {
+            break begun;
+        }
+    };
+    let ended = timeout(Duration::from_millis(200), begun.read(&mut [0; 64])).await;
+    assert!(ended.is_err(), "it made way for one of another listener: {ended:?}");
+    assert!(open_files(host.process()) < LIMIT * 3 / 4, "{}", open_files(host.process()));
+    let endpoint = Endpoint::from_shared(format!("http://{}", host.address)).unwrap();
+    let channel = certificates.user().now(&endpoint, None).await.unwrap();
+    let request = ShardsRequest { kind: TABLE_KIND.to_owned() };
+    let refused = DirectoryClient::new(channel).shards(request).await.unwrap_err();
+    assert!(refused.message().contains(&host.client_address), "{refused}");
+    for one in &mut idle {
+        one.end().await;
+    }
+    host.serves("afterwards").await;
+}
+
 /// One stream of gets of a key.
 struct Calls {
     batches: mpsc::Sender<TableBatch>,
@@ -148,7 +195,7 @@ struct Calls {
 }
 
 async fn channel(host: &Host, security: &Security) -> Channel {
-    let endpoint = Endpoint::from_shared(format!("http://{}", host.address)).unwrap();
+    let endpoint = Endpoint::from_shared(format!("http://{}", host.client_address)).unwrap();
     security.now(&endpoint, None).await.unwrap()
 }
 

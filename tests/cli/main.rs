@@ -7,6 +7,7 @@ mod founding;
 mod groups;
 mod join;
 mod killed;
+mod listeners;
 mod operations;
 mod outcomes;
 mod parked;

@@ -136,3 +136,25 @@ fn addresses_that_nobody_can_connect_to_are_not_taken_over() {
         assert_eq!(ones.directory.address(node(2)).as_ref(), Some(&configured));
     }
 }
+
+#[test]
+fn a_greeting_says_where_clients_reach_its_node_until_the_next_one_says_otherwise() {
+    let cluster = Cluster::new();
+    cluster.directory.set(node(1), "127.0.0.1:1");
+    let two = cluster.host(2);
+    assert_eq!(two.transport.client_address_of(node(1)), None);
+    for (said, known) in [
+        ("shop.example:7500", Some("shop.example:7500")),
+        ("", None),
+        ("10.0.0.1:7500", Some("10.0.0.1:7500")),
+        ("0.0.0.0:7500", None),
+        ("10.0.0.1:7501", Some("10.0.0.1:7501")),
+        ("no address", None),
+    ] {
+        Stranger::at(&two).greet(Hello { client_address: said.into(), ..hello() }).unwrap();
+        assert_eq!(two.transport.client_address_of(node(1)).as_deref(), known, "{said}");
+    }
+    let late = Hello { client_address: "10.0.0.9:1".into(), cluster: "other".into(), ..hello() };
+    Stranger::at(&two).greet(late).unwrap_err();
+    assert_eq!(two.transport.client_address_of(node(1)), None, "it was refused");
+}

@@ -163,20 +163,23 @@ fn print_started(arguments: &ServeArguments, server: &Server) -> anyhow::Result<
     let host = server.host();
     let groups = host.groups().len() as u64;
     let (node, cluster, address) = (host.node_id(), &host.config().cluster, host.address());
+    let clients = host.client_listener();
     if arguments.supervised {
         return say(&Report::Started { groups });
     }
     let mut output = std::io::stdout().lock();
     if arguments.json {
         let started = json!({
-            "node": node.get(), "cluster": cluster, "address": address.to_string(), "groups": groups
+            "node": node.get(), "cluster": cluster, "address": address.to_string(), "groups": groups,
+            "client_address": clients.unwrap_or(address).to_string(),
         });
         writeln!(output, "{started}")?;
     } else {
         let (cluster, groups) = (shown(cluster), counted(groups, "group"));
+        let clients = clients.map(|at| format!(", clients at {at}")).unwrap_or_default();
         writeln!(
             output,
-            "node {node} of cluster {cluster} serves {groups} at {address}; stop it with \
+            "node {node} of cluster {cluster} serves {groups} at {address}{clients}; stop it with \
              Ctrl-C or SIGTERM"
         )?;
     }

@@ -12,7 +12,7 @@ use shardhost_proto::admin::{HostStatus, PolicyMetrics};
 
 use self::findings::{certificate_left, days, findings};
 use super::catalog::Catalog;
-use super::output::{Column, by_count, counted, millis, number, table};
+use super::output::{Column, by_count, client_address, counted, millis, number, reached_at, table};
 use super::policy_metrics::{policy_json, policy_text};
 use super::requirement::{capabilities_text, draining_text};
 use super::shown::shown;
@@ -144,7 +144,7 @@ fn as_table(nodes: &BTreeMap<u64, Node>, silent: &Silent) -> String {
 fn row(address: &str, status: &HostStatus) -> Vec<String> {
     vec![
         status.node.to_string(),
-        address.to_owned(),
+        reached_at(address, &status.client_address),
         number(status.groups),
         number(status.leaders),
         number(status.caretakers),
@@ -180,6 +180,7 @@ fn node_json(node: &Node) -> Value {
             json!({
                 "node": peer.node,
                 "address": peer.address,
+                "client_address": client_address(&peer.address, &peer.client_address),
                 "connected": peer.connected,
                 "live": peer.live,
                 "messages_sent": peer.messages_sent,
@@ -196,6 +197,7 @@ fn node_json(node: &Node) -> Value {
     json!({
         "node": status.node,
         "address": node.address,
+        "client_address": client_address(&node.address, &status.client_address),
         "cluster": status.cluster,
         "version": status.version,
         "incarnation": status.incarnation,

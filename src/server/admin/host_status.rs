@@ -94,6 +94,7 @@ impl AdminService {
             leaderless: Some(leaderless(&statuses)),
             impaired: impairment(&self.host),
             certificate_ends_ms: self.certificate_ends_ms(),
+            client_address: self.client_address(self.host.node_id()),
             clock: clock.map(|alarm| alarm.to_string()).unwrap_or_default(),
             stalled: stalled(&statuses),
             short: short_voters(&statuses, &live),
@@ -104,6 +105,11 @@ impl AdminService {
             catalog_known: view.is_some(),
             unrecovered: self.unrecovered(),
         }
+    }
+
+    /// Where clients reach a node; empty: where nodes do.
+    fn client_address(&self, node: NodeId) -> String {
+        self.host.own_client_address(node).unwrap_or_default()
     }
 
     /// When the certificate of the node ends, in Unix milliseconds; 0: it has none.
@@ -145,6 +151,7 @@ impl AdminService {
             advertisement: peer.advertisement.as_ref().map(advertisement_to_wire),
             refused: peer.refused.clone().unwrap_or_default(),
             refused_by: peer.refused_by.clone().unwrap_or_default(),
+            client_address: self.client_address(peer.node),
         });
         peers.collect()
     }

@@ -87,6 +87,59 @@ fn what_makes_no_sense_is_refused_by_name() {
 }
 
 #[test]
+fn clients_have_a_listener_of_their_own_where_the_configuration_says_so() {
+    let text = "node = 1\ndata-dir = \"x\"\nlisten = \"127.0.0.1:7400\"\nalone = true\n";
+    let parse = |more: &str| toml::from_str::<ServerConfig>(&format!("{text}{more}"));
+    let without = parse("").unwrap();
+    assert_eq!((without.client_listen, without.host().client_listen), (None, None));
+    let config =
+        parse("client-listen = \"localhost:7500\"\nclient-advertise = \"shop.example:75\"");
+    let config = config.unwrap();
+    config.validate().unwrap();
+    let host = config.host();
+    assert_eq!(host.client_listen, Some("127.0.0.1:7500".parse().unwrap()));
+    assert_eq!(host.client_advertise.as_deref(), Some("shop.example:75"));
+    let wrong = parse("client-listen = \"shop.example:7500\"").unwrap_err().to_string();
+    assert!(wrong.contains("cannot listen on") && wrong.contains("line 5"), "{wrong}");
+}
+
+#[test]
+fn an_address_for_clients_that_makes_no_sense_is_refused_by_name() {
+    let refused = |change: &dyn Fn(&mut ServerConfig)| {
+        let mut config = example();
+        config.client_listen = Some("127.0.0.1:7502".parse().unwrap());
+        config.validate().unwrap();
+        change(&mut config);
+        config.validate().unwrap_err().to_string()
+    };
+    let at = |address: &str| Some(address.parse().unwrap());
+    let same = refused(&|c| c.client_listen = Some(c.listen));
+    assert!(same.contains("`client-listen`") && same.contains("`listen`"), "{same}");
+    let everywhere = refused(&|c| {
+        c.insecure = true;
+        c.client_listen = at("0.0.0.0:7402");
+    });
+    assert!(everywhere.contains("`client-listen`") && everywhere.contains("`listen`"));
+    let of_other = refused(&|c| c.client_listen = at("127.0.0.1:7401"));
+    assert!(of_other.starts_with("`client-listen`") && of_other.contains("node 1"), "{of_other}");
+    let of_own = refused(&|c| c.client_advertise = Some("127.0.0.1:7402".to_owned()));
+    assert!(of_own.starts_with("`client-advertise`") && of_own.contains("node 2"), "{of_own}");
+    let no_port = refused(&|c| c.client_advertise = Some("shop.example".to_owned()));
+    assert!(no_port.starts_with("`client-advertise`") && no_port.contains("port"), "{no_port}");
+    let alone = refused(&|c| {
+        c.client_listen = None;
+        c.client_advertise = Some("shop.example:7500".to_owned());
+    });
+    assert!(alone.contains("`client-advertise`") && alone.contains("`client-listen`"), "{alone}");
+    let open = refused(&|c| c.client_listen = at("10.0.0.2:7500"));
+    assert!(open.starts_with("`client-listen`") && open.contains("--insecure"), "{open}");
+    // Two free ports are two addresses.
+    let mut free = ServerConfig::alone("data");
+    (free.listen, free.client_listen) = ("127.0.0.1:0".parse().unwrap(), at("127.0.0.1:0"));
+    free.validate().unwrap();
+}
+
+#[test]
 fn an_address_is_a_host_and_a_port() {
     for good in [
         "10.0.0.1:7400",

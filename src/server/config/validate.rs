@@ -1,6 +1,7 @@
 //! What is checked of a configuration beyond what its types say.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 
 use shardhost::driver::SYSTEM_GROUP;
 use shardhost::transport::address::check_address;
@@ -17,6 +18,12 @@ use crate::service::MIN_CLIENT_BYTES;
 
 /// Longest time in the configuration.
 const MAX_SECONDS: u64 = 365 * 24 * 60 * 60;
+
+/// Whether of two listeners the second finds its address taken. Port 0 is a free one.
+fn clash(one: SocketAddr, other: SocketAddr) -> bool {
+    let everywhere = one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() == other.port() && one.port() != 0 && (everywhere || one.ip() == other.ip())
+}
 
 impl ServerConfig {
     /// Checks what the types do not.
@@ -111,25 +118,65 @@ impl ServerConfig {
             let bounds = format!("it must be {least} to {MAX_CLIENT_MEMORY_MIB}");
             return Err(wrong("client-memory-mib", bounds));
         }
-        self.validate_listener()
+        self.validate_client_listener()?;
+        self.validate_listeners()
     }
 
-    /// All who reach a listener without TLS may do everything.
-    fn validate_listener(&self) -> Result<(), ConfigError> {
+    /// The listener of clients is another one, and so is where they reach it.
+    fn validate_client_listener(&self) -> Result<(), ConfigError> {
+        let Some(clients) = self.client_listen else {
+            let Some(address) = &self.client_advertise else { return Ok(()) };
+            let message = format!(
+                "it names where clients reach `client-listen`, {address}, and that is not set; set it, or leave \
+                 this out"
+            );
+            return Err(wrong("client-advertise", message));
+        };
+        if clash(self.listen, clients) {
+            let message = format!(
+                "{clients} and `listen`, {}, are one address; give clients another one, or leave this out to serve \
+                 all at `listen`",
+                self.listen
+            );
+            return Err(wrong("client-listen", message));
+        }
+        let (key, address) = match &self.client_advertise {
+            Some(address) => ("client-advertise", address.clone()),
+            None => ("client-listen", clients.to_string()),
+        };
+        if self.client_advertise.is_some() {
+            check_address(&address).map_err(|error| wrong(key, error.to_string()))?;
+        }
+        let nodes = self.node_addresses()?;
+        let Some((node, _)) = nodes.iter().find(|(_, of_node)| **of_node == address) else {
+            return Ok(());
+        };
+        let message = format!(
+            "{address} is that of node {node} among `nodes`, where nodes reach it; give clients another one"
+        );
+        Err(wrong(key, message))
+    }
+
+    /// All who reach a listener without TLS may do everything that is served there.
+    fn validate_listeners(&self) -> Result<(), ConfigError> {
         if self.tls.is_some() && self.insecure {
             let message = "a node with TLS is not insecure; leave one of them out";
             return Err(wrong("insecure", message.to_owned()));
         }
-        if self.tls.is_some() || self.insecure || self.listen.ip().is_loopback() {
+        if self.tls.is_some() || self.insecure {
             return Ok(());
         }
+        let listeners = [("listen", Some(self.listen)), ("client-listen", self.client_listen)];
+        let reached = listeners.into_iter().find_map(|(key, address)| {
+            address.filter(|address| !address.ip().is_loopback()).map(|address| (key, address))
+        });
+        let Some((key, address)) = reached else { return Ok(()) };
         let message = format!(
-            "other machines reach {}, and without TLS all who reach it may do everything; name certificates \
+            "other machines reach {address}, and without TLS all who reach it may do everything; name certificates \
              (`shardhost cert` makes some), or say `--insecure` (in a file: `insecure = true`) if every machine \
-             that reaches it is trusted",
-            self.listen
+             that reaches it is trusted"
         );
-        Err(wrong("listen", message))
+        Err(wrong(key, message))
     }
 
     fn validate_left_out(&self, own: NodeId) -> Result<(), ConfigError> {

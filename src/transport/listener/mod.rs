@@ -7,9 +7,13 @@
 //! for longest makes way for the next, if that is for a minute: a client that keeps a stream open, or asks
 //! once a minute, keeps its place. A client that is not known, which may ask for health alone, stays
 //! silent, and its connection ends. Accepting continues whatever fails, at a bounded pace.
+//!
+//! A host may have a listener for clients alone: each counts its connections apart, so none of one listener is
+//! in the way of those of the other.
 
 mod admit;
 mod authorize;
+mod served;
 mod stream;
 mod table;
 
@@ -17,5 +21,6 @@ pub use admit::admit_clients;
 pub use authorize::{
     AUDIT, CallRecord, KnownTokens, TokenHolder, Tokens, authorize, caller_of, note_asked,
 };
+pub use served::{Served, only};
 pub use stream::{Accepted, Incoming, incoming, incoming_within};
 pub use table::{Connection, ConnectionLimits, ConnectionStats, Connections};

@@ -49,6 +49,22 @@ impl ConnectionLimits {
             first_request: FIRST_REQUEST_TIMEOUT,
         }
     }
+
+    /// Divides the shares between a listener of peers and operators and one of clients. Those who are not known
+    /// count as clients: without TLS operators do, so the first listener has a ninth of the clients' share.
+    #[must_use]
+    pub fn divided(self) -> [Self; 2] {
+        let (silent, few) = ((self.silent / 2).max(1), (self.clients / 9).max(1));
+        let main = Self { silent, clients: few, ..self };
+        let clients = Self {
+            silent: self.silent.saturating_sub(silent).max(1),
+            clients: self.clients.saturating_sub(few).max(1),
+            operators: 0,
+            peers: 0,
+            ..self
+        };
+        [main, clients]
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -421,6 +437,22 @@ mod tests {
         assert_eq!(second.admit_client(), Ok(()));
         let stats = table.stats();
         assert_eq!((stats.clients, stats.operators), (1, 1));
+    }
+
+    #[test]
+    fn two_listeners_have_no_more_connections_than_one() {
+        for connections in [0, 1, 20, 64, 512, 8_192] {
+            let one = ConnectionLimits::of(connections);
+            let [main, clients] = one.divided();
+            let sum = |of: fn(&ConnectionLimits) -> usize| of(&main) + of(&clients);
+            assert!(sum(|limits| limits.silent) <= one.silent.max(2), "{main:?} {clients:?}");
+            assert!(sum(|limits| limits.clients) <= one.clients.max(2), "{main:?} {clients:?}");
+            assert_eq!(sum(|limits| limits.operators), one.operators);
+            assert_eq!((main.peers, clients.peers), (one.peers, 0));
+            for limits in [main, clients] {
+                assert!(limits.silent > 0 && limits.clients > 0, "{limits:?}");
+            }
+        }
     }
 
     #[test]
