@@ -123,14 +123,9 @@ async fn ask(request: AllocatorRequest, target: &Target) -> anyhow::Result<Alloc
 }
 
 async fn status(why: Option<u64>, target: &Target) -> anyhow::Result<()> {
-    if why == Some(0) {
-        bail!(
-            "group 0 is the catalog: its replicas are replaced before all others; leave --why out"
-        );
-    }
-    let reply = ask(AllocatorRequest { why_group: why.unwrap_or(0) }, target).await?;
-    if let Some(group) = why.filter(|_| reply.why_unknown) {
-        bail!("the catalog knows no group {group}; `shardhost group list` shows those that are");
+    let reply = ask(AllocatorRequest { why_group: why }, target).await?;
+    if let Some(group) = why {
+        check_why(group, &reply)?;
     }
     let settings = Catalog::reach(target).await?.settings().await?;
     let status = read(&reply)?;
@@ -157,6 +152,21 @@ async fn status(why: Option<u64>, target: &Target) -> anyhow::Result<()> {
     more(status.stuck_total, status.stuck.len().min(SHOWN));
     if !reply.why.is_empty() {
         println!("{}", reply.why);
+    }
+    Ok(())
+}
+
+/// Whether the answer says something of the group.
+fn check_why(group: u64, reply: &AllocatorReply) -> anyhow::Result<()> {
+    if reply.why_unknown {
+        bail!("the catalog knows no group {group}; `shardhost group list` shows those that are");
+    }
+    if reply.why.is_empty() && !reply.status.is_empty() {
+        bail!(
+            "node {} is of an earlier version, which does not say why the replicas of group {group} are where they \
+             are; update it",
+            reply.leader_node
+        );
     }
     Ok(())
 }
@@ -203,5 +213,24 @@ fn more(total: u64, shown: usize) {
     let more = total.saturating_sub(shown as u64);
     if more > 0 {
         println!("and {} more", number(more));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn why_a_group_is_where_it_is_is_said_or_refused() {
+        let answer = |why: &str, why_unknown| {
+            let status = b"{}".to_vec().into();
+            AllocatorReply { leader_node: 2, status, why: why.to_owned(), why_unknown }
+        };
+        check_why(0, &answer("it stays", false)).unwrap();
+        let unknown = check_why(99, &answer("it stays", true)).unwrap_err().to_string();
+        assert!(unknown.contains("no group 99"), "{unknown}");
+        // An earlier version takes the catalog for no group.
+        let earlier = check_why(0, &answer("", false)).unwrap_err().to_string();
+        assert!(earlier.contains("node 2 is of an earlier version"), "{earlier}");
     }
 }

@@ -115,7 +115,7 @@ impl System {
         let Some(shared) = self.inner.allocator.get() else { return Ok(reply) };
         let allocator = shared.allocator.lock();
         reply.status = bytes_of(serde_json::to_vec(&allocator.status(shared.now_ms())))?;
-        if let Some(group) = asked_about(request.why_group) {
+        if let Some(group) = request.why_group.map(GroupId::new) {
             let unread = || "the catalog was not read yet; ask again in a moment".to_owned();
             reply.why = self.view().map_or_else(unread, |view| allocator.why(&view, group));
             reply.why_unknown = self.is_unknown(group);
@@ -129,9 +129,9 @@ impl System {
         leader.map_or(0, |leader| leader.node.get())
     }
 
-    /// Whether the catalog was read and has no such group.
+    /// Whether the catalog was read and has no such group. It has itself, without a record.
     fn is_unknown(&self, group: GroupId) -> bool {
-        self.view().is_some_and(|view| !view.groups().contains_key(&group))
+        group != SYSTEM_GROUP && self.view().is_some_and(|view| !view.groups().contains_key(&group))
     }
 }
 

@@ -121,6 +121,8 @@ async fn what_would_move_is_shown_before_it_is_allowed_to() {
     {
         assert!(shown.contains(words), "{words}: {shown}");
     }
+    let catalog = servers.run(2, &["replicas", "status", "--why", "0"]).await.ok();
+    assert!(catalog.contains("planned: a replica from node 3 to node 4"), "{catalog}");
     assert_eq!(replicas(&servers, 1).await.get(&4), before.get(&4));
     servers.run(2, &["replicas", "mode", "on", "--replace-after", "1"]).await.ok();
     let moved = || async { replicas(&servers, 1).await == [(1, 7), (2, 7), (4, 7)].into() };
