@@ -88,17 +88,23 @@ fn follow(host: &Host, room: Room, space: DiskSpace, directory: &Path) {
         Room::Little => Some(RequirementMode::Soft),
         Room::None => Some(RequirementMode::Hard),
     };
-    let impairment = mode.map(|mode| {
-        let reason = format!(
-            "the disk of {} has {} MiB left, of which {} must stay free; make room",
-            directory.display(),
-            space.free >> 20,
-            space.low() >> 20
-        );
-        Impairment { reason: reason.into(), mode }
-    });
+    let impairment =
+        mode.map(|mode| Impairment { reason: reason(space, mode, directory).into(), mode });
     host.take_entries(room != Room::None);
     host.impair(SOURCE, impairment);
+}
+
+/// What operators read: also whether the host still takes what others could not commit without it.
+fn reason(space: DiskSpace, mode: RequirementMode, directory: &Path) -> String {
+    let (free, low) = (space.free >> 20, space.low() >> 20);
+    let takes = match mode {
+        RequirementMode::Soft => "",
+        RequirementMode::Hard => " and takes no entries until there is more",
+    };
+    let directory = directory.display();
+    format!(
+        "the disk of {directory} has {free} MiB left, of which {low} must stay free{takes}; make room"
+    )
 }
 
 #[cfg(test)]
@@ -106,6 +112,14 @@ mod tests {
     use super::*;
 
     const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn a_host_that_takes_no_entries_says_so() {
+        let space = DiskSpace { free: MIB, all: 200 * MIB };
+        let said = |mode| reason(space, mode, Path::new("data"));
+        assert!(said(RequirementMode::Hard).contains("takes no entries"));
+        assert!(!said(RequirementMode::Soft).contains("takes no entries"));
+    }
 
     #[test]
     fn space_is_scarce_in_two_steps_and_comes_back_with_something_to_spare() {

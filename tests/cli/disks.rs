@@ -1,6 +1,8 @@
 //! Disks that are full, damaged or gone, under real processes. A disk of a certain size is a file system
 //! in memory that the test mounts: where the machine does not let it, the test says so and ends.
 
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -23,12 +25,13 @@ impl SmallDisk {
         mounted.then(|| Self(at.to_owned()))
     }
 
-    /// Takes all but so many bytes.
+    /// Takes all but so many bytes, beside what it took before.
     fn fill(&self, leave: u64) {
         let space = rustix::fs::statvfs(&self.0).unwrap();
         let free = space.f_bavail * space.f_frsize;
-        let ballast = vec![0; usize::try_from(free - leave).unwrap()];
-        std::fs::write(self.0.join("ballast"), ballast).unwrap();
+        let more = vec![0; usize::try_from(free - leave).unwrap()];
+        let ballast = File::options().create(true).append(true).open(self.0.join("ballast"));
+        ballast.unwrap().write_all(&more).unwrap();
     }
 
     fn free(&self) {
@@ -43,6 +46,24 @@ impl Drop for SmallDisk {
             eprintln!("{} stays mounted", self.0.display());
         }
     }
+}
+
+/// Waits until nodes 1 and 2 say this of their disks, to those who ask node 3.
+async fn both_say(servers: &Servers, words: &str) {
+    let both = || async {
+        let shown = servers.run(3, &["status"]).await.stdout;
+        let says = |line: &str, node: u64| {
+            line.contains(&format!("node {node} leads nothing")) && line.contains(words)
+        };
+        [1, 2].iter().all(|node| shown.lines().any(|line| says(line, *node)))
+    };
+    servers.until(&format!("both say: {words}"), both).await;
+}
+
+/// How often a host said something new of its disk.
+fn news(servers: &Servers, node: u64) -> usize {
+    let is_news = |line: &&str| line.contains("impaired") && line.contains("\"space\"");
+    servers.log(node).lines().filter(is_news).count()
 }
 
 async fn writes(servers: &Servers, node: u64, key: &str) -> bool {
@@ -74,15 +95,22 @@ async fn disks_that_were_full_for_a_while_are_served_again_without_anybodys_doin
     disks[0].free();
     servers.await_log(1, &["no longer impaired"]).await;
 
-    // Two of three: nothing is acknowledged, no host ends, and afterwards everything is.
+    // Two of three have little: they lead nothing, and take what could not be committed without them.
+    disks[0].fill(8 << 20);
+    disks[1].fill(8 << 20);
+    both_say(&servers, "MiB left").await;
+    servers.put(3, "little", "value").await;
+
+    // Both take no entries: nothing is acknowledged, no host ends, and afterwards everything is.
     disks[0].fill(1 << 20);
     disks[1].fill(1 << 20);
-    let both_are_full = || async {
-        let shown = servers.run(3, &["status"]).await.stdout;
-        [1, 2].iter().all(|node| shown.contains(&format!("node {node} leads nothing")))
-    };
-    servers.until("both are known to be full", both_are_full).await;
-    assert!(!writes(&servers, 3, "two").await, "one disk of three acknowledged a write");
+    both_say(&servers, "takes no entries").await;
+    let before = [1, 2].map(|node| news(&servers, node));
+    assert!(before.iter().all(|news| *news > 0), "what a host says of its disk is not counted");
+    let written = writes(&servers, 3, "two").await;
+    // They said nothing else meanwhile, so they took no entries all the time.
+    assert_eq!([1, 2].map(|node| news(&servers, node)), before, "a disk has room again");
+    assert!(!written, "one disk of three acknowledged a write");
     disks[0].free();
     disks[1].free();
     for key in 0..20 {
