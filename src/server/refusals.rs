@@ -89,7 +89,21 @@ pub(super) fn of_membership(error: &MembershipError) -> Status {
         // Also whatever is added later: what is not known to be definite is not.
         _ => (Code::DeadlineExceeded, "OUTCOME_UNKNOWN", vec![]),
     };
-    refusal(code, reason, error, facts)
+    refusal(code, reason, explained(error), facts)
+}
+
+/// The error, and where it is shown which replicas take no part.
+fn explained(error: &MembershipError) -> String {
+    use MembershipError as E;
+    match error {
+        E::NoQuorum { group, .. } | E::NoQuorumAfter { group, .. } | E::Behind { group, .. } => {
+            format!(
+                "{error}; `shardhost group show {group}` shows the replicas, and `shardhost status` why one takes no \
+                 part"
+            )
+        }
+        _ => error.to_string(),
+    }
 }
 
 type Refusal = (Code, &'static str, Vec<(&'static str, String)>);
@@ -203,6 +217,22 @@ mod tests {
         let info = details.error_info().unwrap();
         assert_eq!(info.reason, "WRONG_CONFIG");
         assert_eq!((&*info.metadata["expected"], &*info.metadata["actual"]), ("4", "9"));
+    }
+
+    #[test]
+    fn a_change_that_lacks_replicas_says_where_they_are_shown() {
+        let (group, node) = (GroupId::new(7), shardhost_storage::NodeId::must(2));
+        let (needed, matched) = (LogIndex::new(4), LogIndex::default());
+        for error in [
+            MembershipError::NoQuorum { group, live: 1, needed: 2 },
+            MembershipError::NoQuorumAfter { group, live: 1, needed: 2 },
+            MembershipError::Behind { group, node, needed, matched },
+        ] {
+            let message = of_membership(&error).message().to_owned();
+            for words in ["although", "may", "group show 7", "shardhost status"] {
+                assert!(message.contains(words), "{words}: {message}");
+            }
+        }
     }
 
     fn reason_of(status: &Status) -> String {

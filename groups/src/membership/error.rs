@@ -62,14 +62,15 @@ pub enum MembershipError {
     /// Definite. Only learners are promoted.
     #[error("node {node} holds no learner of group {group}")]
     NotLearner { group: GroupId, node: NodeId },
-    /// Definite. The learner does not hold enough of the log. Try again when it has caught up.
-    #[error("node {node} holds group {group} up to index {matched}, {needed} is asked for")]
+    /// Definite. The learner is not known to hold enough of the log: it has not caught up, or its replica does
+    /// not answer although its node may. Try again when it has; the status of its host says what keeps it.
+    #[error("{}", behind_text(*group, *node, *needed, *matched))]
     Behind {
         group: GroupId,
         node: NodeId,
         /// The index that it must hold.
         needed: LogIndex,
-        /// The index that it is known to hold.
+        /// The index that it is known to hold; 0: its replica has not answered this leader.
         matched: LogIndex,
     },
     /// Definite. The learner has no state of the group, whatever its log holds: it was lost, or a snapshot is
@@ -82,25 +83,29 @@ pub enum MembershipError {
     /// [`crate::CaughtUp::Unchecked`] if that is meant.
     #[error("a promotion in group {group} asks for index 0; say so if nothing is to be checked")]
     NoMinimum { group: GroupId },
-    /// Definite. Too few voters answer for the change to be committed.
-    #[error("only {live} voters of group {group} answer, the change needs {needed}")]
+    /// Definite. Too few voters take part for the change to be committed. One takes part whose replica answers
+    /// the leader: a node may answer whose replica failed, or is closed. The status of its host says why.
+    #[error(
+        "too few voters of group {group} take part: {live}, and the change needs {needed}; the replicas of the \
+         others do not answer, although their nodes may"
+    )]
     NoQuorum {
         group: GroupId,
-        /// Voters that answer, the leader among them.
+        /// Voters that take part, the leader among them.
         live: usize,
         /// How many a quorum needs.
         needed: usize,
     },
-    /// Definite. After the change too few of the voters would answer: the group would have no
-    /// quorum, and could not be changed back. Remove a voter that does not answer first, or wait
-    /// until it does.
+    /// Definite. After the change too few of the voters would take part: the group would have no
+    /// quorum, and could not be changed back. Remove or replace a voter first whose replica does not answer,
+    /// although its node may, or wait until it does.
     #[error(
-        "after the change only {live} voters of group {group} would answer, and it would need {needed}; \
-         remove one that does not answer first"
+        "after the change too few voters of group {group} would take part: {live}, and it would need {needed}; \
+         first remove or replace one whose replica does not answer, although its node may"
     )]
     NoQuorumAfter {
         group: GroupId,
-        /// Voters of then that answer now, the leader among them.
+        /// Voters of then that take part now, the leader among them.
         live: usize,
         /// How many a quorum would need.
         needed: usize,
@@ -153,6 +158,19 @@ pub enum MembershipError {
     /// Not definite. This replica failed.
     #[error("the replica of group {group} failed: {fault}")]
     Faulted { group: GroupId, fault: GroupFault },
+}
+
+/// A replica that never answered this leader is not known to hold anything.
+fn behind_text(group: GroupId, node: NodeId, needed: LogIndex, matched: LogIndex) -> String {
+    match matched.get() {
+        0 => format!(
+            "the replica of group {group} on node {node} does not answer this leader, although its node may; \
+             index {needed} is asked for"
+        ),
+        _ => {
+            format!("node {node} holds group {group} up to index {matched}, {needed} is asked for")
+        }
+    }
 }
 
 impl MembershipError {
