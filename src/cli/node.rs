@@ -93,7 +93,7 @@ async fn list(target: &Target) -> anyhow::Result<ExitCode> {
     Ok(if whole { ExitCode::SUCCESS } else { ExitCode::from(PARTLY) })
 }
 
-const COLUMNS: [Column; 10] = [
+const COLUMNS: [Column; 11] = [
     Column::Right("node"),
     Column::Left("state"),
     Column::Left("last seen"),
@@ -102,6 +102,7 @@ const COLUMNS: [Column; 10] = [
     Column::Right("weight"),
     Column::Right("replicas"),
     Column::Right("leaders"),
+    Column::Right("ops/s"),
     Column::Left("version"),
     Column::Left("capabilities"),
 ];
@@ -165,6 +166,7 @@ impl<'a> Row<'a> {
             weight.to_string(),
             number(self.replicas()),
             of_status(|status| number(status.leaders)),
+            of_status(|status| number(status.ops_per_second as u64)),
             of_status(|status| status.version.clone()),
             capabilities.join(", "),
         ]
@@ -182,6 +184,7 @@ impl<'a> Row<'a> {
             "weight": weight,
             "replicas": self.replicas(),
             "leaders": self.status.map(|status| status.leaders),
+            "ops_per_second": self.status.map(|status| status.ops_per_second),
             "version": self.status.map(|status| &status.version),
             "capabilities": capabilities,
         })
