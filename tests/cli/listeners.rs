@@ -33,7 +33,7 @@ async fn three() -> (Servers, Vec<String>) {
     servers.start(3, &[]);
     let all = vec![first, named, servers.address(3).to_owned()];
     for node in 1..=3 {
-        let knows_all = || async { clients_of(&servers.status(node).await) == all };
+        let knows_all = || async { clients_of(&servers, node).await == all };
         servers.until("each node knows where clients reach the others", knows_all).await;
     }
     let well = || async { servers.run(1, &["status"]).await.code == 0 };
@@ -41,10 +41,14 @@ async fn three() -> (Servers, Vec<String>) {
     (servers, all)
 }
 
-/// Where clients reach the nodes, as one of them says.
-fn clients_of(status: &Value) -> Vec<String> {
-    let peers = status["peers"].as_array().cloned().unwrap_or_default();
-    let mut nodes: Vec<&Value> = peers.iter().chain([status]).collect();
+/// Where clients reach the nodes, as one of them says; nothing while it does not answer.
+async fn clients_of(servers: &Servers, node: u64) -> Vec<String> {
+    let shown = servers.run(node, &["status", "--json"]).await;
+    let shown: Value = serde_json::from_str(&shown.stdout).unwrap_or_default();
+    let all = shown["nodes"].as_array().cloned().unwrap_or_default();
+    let own = all.into_iter().find(|one| one["node"] == node).unwrap_or_default();
+    let peers = own["peers"].as_array().cloned().unwrap_or_default();
+    let mut nodes: Vec<&Value> = peers.iter().chain([&own]).collect();
     nodes.sort_by_key(|node| node["node"].as_u64());
     nodes.iter().map(|node| node["client_address"].as_str().unwrap_or("").to_owned()).collect()
 }
@@ -156,7 +160,7 @@ async fn a_node_that_no_longer_has_a_listener_for_clients_serves_them_where_node
     servers.start(1, &[]);
     clients[0] = servers.address(1).to_owned();
     for node in 1..=3 {
-        let knows = || async { clients_of(&servers.status(node).await) == clients };
+        let knows = || async { clients_of(&servers, node).await == clients };
         servers.until("each node knows that clients reach node 1 elsewhere", knows).await;
     }
     let put = ["table", "put", "a", "b"];
