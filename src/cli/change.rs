@@ -61,6 +61,11 @@ pub fn unconfirmed(address: &str, status: &Status) -> anyhow::Error {
     }
 }
 
+/// Whether a change was not begun because the leadership went meanwhile: the next leader can be asked.
+pub fn is_led_elsewhere(status: &Status) -> bool {
+    status.get_error_details().error_info().is_some_and(|info| info.reason == "NOT_LEADER")
+}
+
 /// Whether a change surely takes no effect. An error that is not known to be a refusal is none.
 pub fn is_refused(status: &Status) -> bool {
     if let Some(info) = status.get_error_details().error_info() {

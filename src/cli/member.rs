@@ -13,7 +13,7 @@ use shardhost_proto::admin::{
 use shardhost_proto::log::{Incoming, Member, Membership};
 use tokio::time::Instant;
 
-use super::change::confirmed;
+use super::change::{answered, confirmed, is_led_elsewhere, unconfirmed};
 use super::ended::{partly, senseless};
 use super::fill::{self, FillArguments};
 use super::group_status::role_of;
@@ -24,6 +24,8 @@ use super::target::{Node, Target};
 
 /// Between two looks at a change that takes its time.
 const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_millis(200);
+/// Before the next leader is looked for, when the one that was asked leads no more.
+const LED_AGAIN: std::time::Duration = std::time::Duration::from_millis(100);
 
 /// What to do.
 #[derive(Debug, Subcommand)]
@@ -235,18 +237,29 @@ fn under_way(membership: &Membership) -> Option<String> {
 }
 
 async fn make(change: &Change, step: MembershipStep) -> anyhow::Result<()> {
-    let (mut leader, status) = change.target.leader_of(change.group).await?;
-    // The leader refuses every change beside an addition, and does not know the command that ends it.
-    check_no_addition(&status, None)?;
-    let request = ChangeMembershipRequest {
-        group: change.group,
-        steps: vec![step],
-        expect: change.expect,
-        timeout_ms: change.target.timeout.saturating_mul(1_000),
-    };
-    let changed = leader.admin.change_membership(request);
-    let changed = confirmed(&leader.address, change.target.timeout(), changed).await?;
-    report(&change.target, change.group, &leader, changed.membership.as_ref())
+    let target = &change.target;
+    let deadline = Instant::now() + target.timeout();
+    loop {
+        let (mut leader, status) = target.leader_of(change.group).await?;
+        // The leader refuses every change beside an addition, and does not know the command that ends it.
+        check_no_addition(&status, None)?;
+        let request = ChangeMembershipRequest {
+            group: change.group,
+            steps: vec![step.clone()],
+            expect: change.expect,
+            timeout_ms: target.timeout.saturating_mul(1_000),
+        };
+        let changed = leader.admin.change_membership(request);
+        match answered(&leader.address, target.timeout(), changed).await? {
+            Ok(changed) => {
+                return report(target, change.group, &leader, changed.membership.as_ref());
+            }
+            Err(status) if is_led_elsewhere(&status) && Instant::now() < deadline => {
+                tokio::time::sleep(LED_AGAIN).await;
+            }
+            Err(status) => return Err(unconfirmed(&leader.address, &status)),
+        }
+    }
 }
 
 fn report(

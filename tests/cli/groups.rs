@@ -38,6 +38,8 @@ async fn an_operator_sees_the_nodes_and_their_groups() {
 async fn leadership_moves_to_the_node_that_is_named_wherever_one_asks() {
     let directory = TempDir::new().unwrap();
     let cluster = Supervised::start(directory.path(), 1, 1).await;
+    // The shards are created a moment after the nodes are ready.
+    cluster.run(&["table", "put", "a", "b", "--timeout", "60"]).await.ok();
     let at: Vec<&String> = cluster.addresses().values().collect();
     for to in ["2", "3", "1"] {
         for asked in &at {
