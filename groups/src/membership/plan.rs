@@ -219,14 +219,16 @@ impl Planner<'_> {
     ) -> Result<(), MembershipError> {
         let group = self.group;
         let needed = match when {
-            // A voter must exist: none is created.
-            CaughtUp::Unchecked => LogIndex::new(1),
+            CaughtUp::Unchecked => LogIndex::default(),
             CaughtUp::AtLeast(index) if index == LogIndex::default() => {
                 return Err(MembershipError::NoMinimum { group });
             }
             CaughtUp::AtLeast(index) => index,
             CaughtUp::MaxLag(lag) => LogIndex::new(self.progress.last.get().saturating_sub(lag)),
         };
+        // A voter must exist, for none is created, and take part: one of which nothing is heard holds nothing, however
+        // short the log is.
+        let needed = needed.max(LogIndex::new(1));
         let matched = (self.progress.matched)(id);
         if matched < needed {
             return Err(MembershipError::Behind { group, node, needed, matched });
@@ -258,6 +260,19 @@ mod tests {
 
     fn planned(change: &MembershipChange) -> Result<ConfigEntry, MembershipError> {
         planned_with(change, &[])
+    }
+
+    #[test]
+    fn a_learner_of_which_nothing_is_heard_gets_no_vote_in_a_short_log_either() {
+        let (members, group, learner) = (members(), GROUP, node(5));
+        let nothing: &dyn Fn(ReplicaId) -> LogIndex = &|_| LogIndex::default();
+        let lacks_state: &dyn Fn(ReplicaId) -> bool = &|_| false;
+        let progress = Progress { last: LogIndex::new(4), matched: nothing, lacks_state };
+        for when in [CaughtUp::MaxLag(1_024), CaughtUp::Unchecked] {
+            let change = MembershipChange::new().promote(learner, when);
+            let refused = plan(group, &members, &change, &progress).unwrap_err();
+            assert!(matches!(refused, MembershipError::Behind { .. }), "{when:?}: {refused:?}");
+        }
     }
 
     /// The replicas of `lost` are without their state.

@@ -15,8 +15,8 @@ use super::{
 /// For how long an order whose outcome is unknown keeps its group from another one.
 pub(super) const UNKNOWN_FOR_MS: u64 = 30_000;
 /// For how long a change that was begun may be seen in no members of its group. Leaders report them every few
-/// seconds: it was given up before that, and is ordered again, which changes nothing where it is under way.
-pub(super) const UNSEEN_FOR_MS: u64 = 60_000;
+/// seconds: it was given up before that. Where the report is late, the leader says that it is in the way.
+pub(super) const UNSEEN_FOR_MS: u64 = 30_000;
 /// For how long an addition may be under way before it is given up for one on another node, at first. Twice as
 /// long each time, because the group may be large.
 pub(super) const MOVING_FOR_MS: u64 = 600_000;
@@ -274,7 +274,10 @@ impl Allocator {
             _ if is_silent => overdue,
             _ if !moving.begun && since_order_ms >= UNKNOWN_FOR_MS => Fate::Forgotten,
             _ if moving.begun && since_order_ms >= self.patience_ms(group) => overdue,
-            Shown::Nothing if !keeps_given_up && since_order_ms >= UNSEEN_FOR_MS => Fate::Forgotten,
+            _ if silent.is_some() => Fate::UnderWay,
+            Shown::Nothing if !keeps_given_up && since_order_ms >= UNSEEN_FOR_MS => {
+                new.map_or(Fate::Forgotten, Fate::GivenUp)
+            }
             _ => Fate::UnderWay,
         }
     }

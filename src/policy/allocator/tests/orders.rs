@@ -117,11 +117,11 @@ fn a_change_that_an_operator_gave_up_is_decided_anew_for_another_node() {
 }
 
 #[test]
-fn a_change_that_was_given_up_before_it_was_reported_is_ordered_again_soon() {
+fn a_change_that_was_given_up_before_it_was_reported_is_decided_anew_soon() {
     let mut world = losing_one();
     world.ended(group(7), REPLACE_AFTER, Outcome::Begun);
     assert_eq!(world.pass_at(REPLACE_AFTER + UNSEEN_FOR_MS - 1), []);
-    assert_eq!(moves(&world.pass_at(REPLACE_AFTER + UNSEEN_FOR_MS)), [(7, 3, 4)]);
+    assert_eq!(moves(&world.pass_at(REPLACE_AFTER + UNSEEN_FOR_MS)), [(7, 3, 5)]);
 }
 
 /// It was ordered under another leader of the system group, or by an operator.
