@@ -124,6 +124,10 @@ fn an_address_for_clients_that_makes_no_sense_is_refused_by_name() {
     assert!(of_other.starts_with("`client-listen`") && of_other.contains("node 1"), "{of_other}");
     let of_own = refused(&|c| c.client_advertise = Some("127.0.0.1:7402".to_owned()));
     assert!(of_own.starts_with("`client-advertise`") && of_own.contains("node 2"), "{of_own}");
+    for everywhere in ["0.0.0.0:7500", "[::]:7500"] {
+        let nowhere = refused(&|c| c.client_advertise = Some(everywhere.to_owned()));
+        assert!(nowhere.contains("cannot connect"), "{nowhere}");
+    }
     let no_port = refused(&|c| c.client_advertise = Some("shop.example".to_owned()));
     assert!(no_port.starts_with("`client-advertise`") && no_port.contains("port"), "{no_port}");
     let alone = refused(&|c| {

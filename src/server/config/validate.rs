@@ -146,6 +146,12 @@ impl ServerConfig {
         };
         if self.client_advertise.is_some() {
             check_address(&address).map_err(|error| wrong(key, error.to_string()))?;
+            if address.parse().is_ok_and(|socket: SocketAddr| socket.ip().is_unspecified()) {
+                let message = format!(
+                    "clients cannot connect to {address}; name the address of this machine"
+                );
+                return Err(wrong(key, message));
+            }
         }
         let nodes = self.node_addresses()?;
         let Some((node, _)) = nodes.iter().find(|(_, of_node)| **of_node == address) else {
