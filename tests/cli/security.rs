@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde_json::Value;
 use shardhost::NodeId;
 use shardhost_client::security::caller::Need;
 use shardhost_client::security::channel::{Channel, Security, Token};
@@ -82,13 +83,22 @@ impl Office {
 }
 
 const SHARDS: &str = "tables = 2\nqueues = 1";
+/// With the catalog.
+const GROUPS: u64 = 4;
 
 async fn three(office: &Office) -> Servers {
     let mut servers = Servers::new(3, "", SHARDS);
     for node in 1..=3 {
         office.start(&mut servers, node);
     }
-    office.until(&servers, "root", &["status"]).await;
+    // All is well before the shards are created, too.
+    let is_whole = || async {
+        let shown = office.run(&servers, "root", &["status", "--json"]).await;
+        let Ok(status) = serde_json::from_str::<Value>(&shown.stdout) else { return false };
+        let nodes = status["nodes"].as_array().cloned().unwrap_or_default();
+        shown.code == 0 && nodes.iter().all(|node| node["groups"] == GROUPS)
+    };
+    servers.until("all groups are there and led", is_whole).await;
     servers
 }
 
