@@ -47,6 +47,9 @@ fn is_of_health(path: &str) -> bool {
 /// without a request, and ends as such.
 #[must_use]
 pub fn only(services: Routes, served: Served) -> Routes {
+    if served == Served::All {
+        return services;
+    }
     let services = Only { inner: services.into_axum_router(), served };
     Routes::default().into_axum_router().fallback_service(services).into()
 }

@@ -2,13 +2,26 @@
 
 use super::*;
 
-#[test]
-fn a_group_that_refuses_is_left_alone_for_longer_and_longer() {
-    let mut world = World::new(&["", "", "", ""]);
+/// A group of three on these nodes that just lost one.
+fn with_one_lost(zones: &[&str]) -> World {
+    let mut world = World::new(zones);
     world.create(7, &[1, 2, 3], &[]);
     world.system = [1, 2].map(node).into();
     world.lose(3);
     world.pass_at(0);
+    world
+}
+
+/// The same, and a pass ordered that it is replaced.
+fn losing_one() -> World {
+    let mut world = with_one_lost(&["", "", "", "", ""]);
+    assert_eq!(moves(&world.pass_at(REPLACE_AFTER)), [(7, 3, 4)]);
+    world
+}
+
+#[test]
+fn a_group_that_refuses_is_left_alone_for_longer_and_longer() {
+    let mut world = with_one_lost(&["", "", "", ""]);
     let (mut now, mut pauses) = (REPLACE_AFTER, Vec::new());
     for _ in 0..2 {
         assert_eq!(world.pass_at(now).len(), 1);
@@ -26,11 +39,7 @@ fn a_group_that_refuses_is_left_alone_for_longer_and_longer() {
 
 #[test]
 fn an_order_of_unknown_outcome_is_decided_anew_after_a_while() {
-    let mut world = World::new(&["", "", "", ""]);
-    world.create(7, &[1, 2, 3], &[]);
-    world.system = [1, 2].map(node).into();
-    world.lose(3);
-    world.pass_at(0);
+    let mut world = with_one_lost(&["", "", "", ""]);
     assert_eq!(world.pass_at(REPLACE_AFTER).len(), 1);
     world.ended(group(7), REPLACE_AFTER, Outcome::Unknown);
     assert_eq!(world.pass_at(REPLACE_AFTER + UNKNOWN_FOR_MS - 1), []);
@@ -39,12 +48,7 @@ fn an_order_of_unknown_outcome_is_decided_anew_after_a_while() {
 
 #[test]
 fn a_change_whose_target_is_lost_is_decided_anew() {
-    let mut world = World::new(&["", "", "", "", ""]);
-    world.create(7, &[1, 2, 3], &[]);
-    world.system = [1, 2].map(node).into();
-    world.lose(3);
-    world.pass_at(0);
-    assert_eq!(moves(&world.pass_at(REPLACE_AFTER)), [(7, 3, 4)]);
+    let mut world = losing_one();
     world.ended(group(7), REPLACE_AFTER, Outcome::Begun);
     world.lose(4);
     assert_eq!(world.pass_at(REPLACE_AFTER + 1), []);
@@ -67,29 +71,13 @@ fn refusals_leave_no_node_out() {
 /// The target answers, and its replica does not come: the addition is given up for another one.
 #[test]
 fn a_change_that_does_not_end_is_given_up_for_another_node() {
-    let mut world = World::new(&["", "", "", "", ""]);
-    world.create(7, &[1, 2, 3], &[]);
-    world.system = [1, 2].map(node).into();
-    world.lose(3);
-    world.pass_at(0);
-    assert_eq!(moves(&world.pass_at(REPLACE_AFTER)), [(7, 3, 4)]);
+    let mut world = losing_one();
     world.ended(group(7), REPLACE_AFTER, Outcome::Begun);
     world.report(7, &[1, 2, 3, 4]);
     assert_eq!(world.pass_at(REPLACE_AFTER + MOVING_FOR_MS - 1), []);
     let changes = world.pass_at(REPLACE_AFTER + MOVING_FOR_MS);
     assert_eq!(moves(&changes), [(7, 3, 5)]);
     assert_eq!(changes[0].instead_of, Some(node(4)));
-}
-
-/// A group of three that lost one, of which a pass orders that it is replaced.
-fn losing_one() -> World {
-    let mut world = World::new(&["", "", "", "", ""]);
-    world.create(7, &[1, 2, 3], &[]);
-    world.system = [1, 2].map(node).into();
-    world.lose(3);
-    world.pass_at(0);
-    assert_eq!(moves(&world.pass_at(REPLACE_AFTER)), [(7, 3, 4)]);
-    world
 }
 
 #[test]
@@ -216,11 +204,7 @@ fn a_learner_that_runs_is_asked_about_until_the_other_one_has_its_place() {
 
 #[test]
 fn a_refusal_is_forgotten_when_nothing_is_to_be_changed_any_more() {
-    let mut world = World::new(&["", "", "", ""]);
-    world.create(7, &[1, 2, 3], &[]);
-    world.system = [1, 2].map(node).into();
-    world.lose(3);
-    world.pass_at(0);
+    let mut world = with_one_lost(&["", "", "", ""]);
     assert_eq!(world.pass_at(REPLACE_AFTER).len(), 1);
     world.ended(group(7), REPLACE_AFTER, Outcome::Refused("it changes".to_owned()));
     world.live.insert(node(3));
