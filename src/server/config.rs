@@ -52,7 +52,7 @@ pub use shardhost::transport::address::{AddressError, check_address};
 pub use shardhost_proto::shard_map::MAX_SHARDS;
 
 /// What a server is started from. Equal on all nodes but for `node`, `data-dir`, `listen`, `client-listen`,
-/// `client-advertise` and `capabilities`.
+/// `client-advertise`, `http-listen` and `capabilities`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct ServerConfig {
@@ -74,6 +74,9 @@ pub struct ServerConfig {
     /// machine, it is at the host of this node's own address.
     #[serde(default)]
     pub client_advertise: Option<String>,
+    /// Where to answer requests over HTTP: metrics, and whether the node is well. Without it, nowhere.
+    #[serde(default, deserialize_with = "maybe_listen_address")]
+    pub http_listen: Option<SocketAddr>,
     /// What this node has; shards may require some of it of their leaders.
     #[serde(default)]
     pub capabilities: Vec<String>,
@@ -310,6 +313,7 @@ impl ServerConfig {
             listen: default_listen(),
             client_listen: None,
             client_advertise: None,
+            http_listen: None,
             capabilities: Vec::new(),
             nodes: BTreeMap::new(),
             alone: true,

@@ -39,6 +39,9 @@ pub struct ServeArguments {
     /// Where clients reach this node, if not at --client-listen: what other nodes give them, too.
     #[arg(long, value_name = "ADDRESS", value_parser = parse_seed)]
     client_advertise: Option<String>,
+    /// Where to answer requests over HTTP: /metrics, /healthz, /readyz. Without it, nowhere.
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_listen)]
+    http_listen: Option<SocketAddr>,
     /// Join the running cluster of these nodes: this node gets a number, and learns where the others are.
     /// The data directory keeps the answer, so that later starts need no seed.
     #[arg(
@@ -222,6 +225,7 @@ pub(super) fn configuration(
     config.listen = arguments.listen.unwrap_or(config.listen);
     config.client_listen = arguments.client_listen.or(config.client_listen);
     config.client_advertise = arguments.client_advertise.clone().or(config.client_advertise);
+    config.http_listen = arguments.http_listen.or(config.http_listen);
     config.nodes.extend(peers(&arguments.peers)?);
     if arguments.config.is_none() {
         config.alone = config.nodes.is_empty();

@@ -172,14 +172,16 @@ fn print_started(arguments: &ServeArguments, server: &Server) -> anyhow::Result<
         let started = json!({
             "node": node.get(), "cluster": cluster, "address": address.to_string(), "groups": groups,
             "client_address": clients.unwrap_or(address).to_string(),
+            "http_address": server.pages().map(|at| at.to_string()),
         });
         writeln!(output, "{started}")?;
     } else {
         let (cluster, groups) = (shown(cluster), counted(groups, "group"));
         let clients = clients.map(|at| format!(", clients at {at}")).unwrap_or_default();
+        let pages = server.pages().map(|at| format!(", HTTP at {at}")).unwrap_or_default();
         writeln!(
             output,
-            "node {node} of cluster {cluster} serves {groups} at {address}{clients}; stop it with \
+            "node {node} of cluster {cluster} serves {groups} at {address}{clients}{pages}; stop it with \
              Ctrl-C or SIGTERM"
         )?;
     }

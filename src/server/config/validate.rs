@@ -119,6 +119,7 @@ impl ServerConfig {
             return Err(wrong("client-memory-mib", bounds));
         }
         self.validate_client_listener()?;
+        self.validate_http_listener()?;
         self.validate_listeners()
     }
 
@@ -163,6 +164,19 @@ impl ServerConfig {
         Err(wrong(key, message))
     }
 
+    /// The listener for HTTP is another one than those for calls.
+    fn validate_http_listener(&self) -> Result<(), ConfigError> {
+        let Some(http) = self.http_listen else { return Ok(()) };
+        let others = [("listen", Some(self.listen)), ("client-listen", self.client_listen)];
+        let same = others.into_iter().find_map(|(key, address)| {
+            address.filter(|address| clash(*address, http)).map(|address| (key, address))
+        });
+        let Some((key, address)) = same else { return Ok(()) };
+        let message =
+            format!("{http} and `{key}`, {address}, are one address; give HTTP another one");
+        Err(wrong("http-listen", message))
+    }
+
     /// All who reach a listener without TLS may do everything that is served there.
     fn validate_listeners(&self) -> Result<(), ConfigError> {
         if self.tls.is_some() && self.insecure {
@@ -172,7 +186,11 @@ impl ServerConfig {
         if self.tls.is_some() || self.insecure {
             return Ok(());
         }
-        let listeners = [("listen", Some(self.listen)), ("client-listen", self.client_listen)];
+        let listeners = [
+            ("listen", Some(self.listen)),
+            ("client-listen", self.client_listen),
+            ("http-listen", self.http_listen),
+        ];
         let reached = listeners.into_iter().find_map(|(key, address)| {
             address.filter(|address| !address.ip().is_loopback()).map(|address| (key, address))
         });
