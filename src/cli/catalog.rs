@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use super::change::unconfirmed;
 use super::ended::{partly, senseless};
-use super::target::{Node, Target, channel, promptly, said};
+use super::target::{Node, Target, channel, is_elsewhere, promptly, said};
 
 /// Between two tries to find who leads.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -90,8 +90,11 @@ impl<'a> Catalog<'a> {
             };
             let answer = match answer {
                 Ok(answer) => answer.into_inner(),
-                // It surely was not sent: another one is asked.
-                Err(status) if is_not_sent(&status) && Instant::now() < deadline => {
+                // It surely was not taken: another one is asked.
+                Err(status)
+                    if (is_not_sent(&status) || is_elsewhere(&status))
+                        && Instant::now() < deadline =>
+                {
                     address = self.node.address_after(&address, 0);
                     tokio::time::sleep(PAUSE).await;
                     continue;

@@ -282,10 +282,13 @@ async fn reach(number: u64, target: &Target) -> anyhow::Result<Reached> {
                     start.address
                 )
             };
-            if let Err(error) = Node::connect(&address).await {
-                return Ok(Reached::Silent(format!("node {number} does not answer ({error:#})")));
+            match Node::connect(&address).await {
+                Ok(node) => node.address,
+                Err(error) => {
+                    let silent = format!("node {number} does not answer ({error:#})");
+                    return Ok(Reached::Silent(silent));
+                }
             }
-            address
         }
     };
     Ok(Reached::Answers { balance: Box::new(BalanceClient::new(channel(&address)?)), address })

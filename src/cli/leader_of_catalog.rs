@@ -6,7 +6,7 @@ use shardhost_security::channel::Channel;
 use tokio::time::Instant;
 use tonic::{Code, Response, Status};
 
-use super::target::{Target, channel, said};
+use super::target::{Target, channel, operators_at, said};
 
 /// Between two questions.
 const PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
@@ -33,6 +33,14 @@ pub async fn ask<A: Answer>(
         let mut client = BalanceClient::new(channel(&address)?);
         let asked = tokio::time::timeout_at(deadline, ask(&mut client)).await;
         let Ok(asked) = asked else { bail!("{address} does not answer; {missing}") };
+        if let Err(status) = &asked
+            && let Some(at) = operators_at(status).filter(|at| *at != address)
+        {
+            // The node that named the address had not heard of this one yet.
+            address = at;
+            tokio::time::sleep(PAUSE).await;
+            continue;
+        }
         let answer = match asked {
             Ok(answer) => answer.into_inner(),
             Err(status) if is_final(status.code()) => return Err(said(&address, &status)),

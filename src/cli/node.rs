@@ -11,7 +11,7 @@ use shardhost_proto::admin::{HostStatus, KnownNode, ListNodesRequest, RemoveNode
 use super::change::confirmed;
 use super::decommission::{self, DecommissionArguments};
 use super::ended::PARTLY;
-use super::output::{Column, client_address, number, reached_at, span, table};
+use super::output::{Column, address_for, number, reached_at, span, table};
 use super::reached::Reached;
 use super::target::{Target, in_time};
 
@@ -148,20 +148,24 @@ impl<'a> Row<'a> {
         }
     }
 
-    /// Where clients reach it, as it says itself, or said to the node that was asked; empty: at its address.
-    fn client_address(&self) -> &str {
-        let said = self.status.map_or(&self.known.client_address, |status| &status.client_address);
-        said.as_str()
+    /// Where operators and clients reach it, as it says itself, or said to the node that was asked; empty: at
+    /// its address.
+    fn apart(&self) -> (&str, &str) {
+        let known = (&self.known.admin_address, &self.known.client_address);
+        let (admin, client) =
+            self.status.map_or(known, |status| (&status.admin_address, &status.client_address));
+        (admin, client)
     }
 
     fn cells(&self) -> Vec<String> {
         let KnownNode { node, address, zone, weight, capabilities, .. } = self.known;
+        let (admin, client) = self.apart();
         let of_status = |text: fn(&HostStatus) -> String| self.status.map_or("-".to_owned(), text);
         vec![
             node.to_string(),
             self.state().to_owned(),
             self.last_seen(),
-            reached_at(address, self.client_address()),
+            reached_at(address, admin, client),
             if zone.is_empty() { "-".to_owned() } else { zone.clone() },
             weight.to_string(),
             number(self.replicas()),
@@ -174,12 +178,14 @@ impl<'a> Row<'a> {
 
     fn json(&self) -> Value {
         let KnownNode { node, address, zone, weight, capabilities, .. } = self.known;
+        let (admin, client) = self.apart();
         json!({
             "node": node,
             "state": self.state(),
             "silent_ms": self.silent_ms(),
             "address": address,
-            "client_address": client_address(address, self.client_address()),
+            "admin_address": address_for(address, admin),
+            "client_address": address_for(address, client),
             "zone": zone,
             "weight": weight,
             "replicas": self.replicas(),

@@ -129,17 +129,21 @@ pub fn facts<C: Into<Cell>>(rows: impl IntoIterator<Item = (&'static str, C)>) -
     table.to_string()
 }
 
-/// Where clients reach a node: where nodes do, unless it says another address.
-pub const fn client_address<'a>(address: &'a str, said: &'a str) -> &'a str {
+/// Where operators, or clients, reach a node: where nodes do, unless it says another address.
+pub const fn address_for<'a>(address: &'a str, said: &'a str) -> &'a str {
     if said.is_empty() { address } else { said }
 }
 
-/// Where nodes and operators reach a node, and clients, if they do so elsewhere.
-pub fn reached_at(address: &str, said: &str) -> String {
-    match client_address(address, said) {
-        same if same == address => address.to_owned(),
-        other => format!("{address}, clients {other}"),
+/// Where nodes reach a node, and what it says of operators and clients, if they do so elsewhere.
+pub fn reached_at(address: &str, admin: &str, client: &str) -> String {
+    let mut all = address.to_owned();
+    for (who, said) in [("operators", admin), ("clients", client)] {
+        let other = address_for(address, said);
+        if other != address {
+            all.push_str(&format!(", {who} {other}"));
+        }
     }
+    all
 }
 
 /// A whole number with its thousands apart.
@@ -230,6 +234,14 @@ pub fn bytes_json(bytes: &[u8]) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_address_is_shown_once_where_others_reach_the_node_there_too() {
+        assert_eq!(reached_at("n:1", "", ""), "n:1");
+        assert_eq!(reached_at("n:1", "n:1", "c:1"), "n:1, clients c:1");
+        assert_eq!(reached_at("n:1", "o:1", ""), "n:1, operators o:1");
+        assert_eq!(reached_at("n:1", "o:1", "c:1"), "n:1, operators o:1, clients c:1");
+    }
 
     #[test]
     fn thousands_stand_apart() {

@@ -40,7 +40,7 @@ impl Reached {
         for one in join_all(asked).await.into_iter().flatten() {
             nodes.insert(one.status.node, one);
         }
-        let known = first.status.peers.iter().map(|peer| (peer.node, peer.address.clone()));
+        let known = first.peers().map(|(node, address)| (node, address.to_owned()));
         let mut silent: BTreeMap<u64, String> =
             known.filter(|(node, _)| !nodes.contains_key(node)).collect();
         let mut expected = BTreeSet::new();

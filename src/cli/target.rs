@@ -10,6 +10,7 @@ use shardhost_proto::admin::admin_client::AdminClient;
 use shardhost_proto::admin::{
     GroupStatus, HostStatus, ListGroupsRequest, ShowGroupRequest, StatusRequest,
 };
+use shardhost_proto::methods::{Audience, OTHER_LISTENER};
 use shardhost_security::channel::{Channel, deepest_cause};
 use shardhost_security::connect::wants_tls;
 use shardhost_server::config::check_address;
@@ -18,6 +19,7 @@ use tonic::transport::Endpoint;
 use tonic_types::StatusExt;
 
 use super::ended::senseless;
+use super::output::address_for;
 use super::security::security;
 use super::shown::shown;
 
@@ -70,19 +72,33 @@ impl Target {
         let security = security();
         let options =
             ClientOptions { deadline: self.timeout(), security, ..ClientOptions::default() };
-        Client::connect(self.at.iter().cloned(), options).await.with_context(|| self.unreachable())
+        let unreachable = || {
+            format!(
+                "no node at {} says where the shards are; start one with `shardhost serve`, or name another with --at",
+                self.at.join(", ")
+            )
+        };
+        Client::connect(self.at.iter().cloned(), options).await.with_context(unreachable)
     }
 
     /// The first node that answers.
     pub async fn node(&self) -> anyhow::Result<Node> {
-        let mut last = anyhow::anyhow!("no address was given");
+        let mut last = None;
         for address in &self.at {
-            match Node::connect(address).await {
+            match Node::at(address).await {
                 Ok(node) => return Ok(node),
-                Err(error) => last = error,
+                // What a node says that answers is more helpful than that another one does not.
+                Err(error) if error.answers() || !last.as_ref().is_some_and(NoStatus::answers) => {
+                    last = Some(error);
+                }
+                Err(_) => {}
             }
         }
-        Err(last.context(self.unreachable()))
+        Err(match last {
+            Some(refused) if refused.answers() => refused.into(),
+            Some(silent) => anyhow::Error::from(silent).context(self.unreachable()),
+            None => anyhow::anyhow!("no address was given").context(self.unreachable()),
+        })
     }
 
     fn unreachable(&self) -> String {
@@ -196,12 +212,25 @@ fn is_settled(status: &GroupStatus) -> bool {
 }
 
 impl Node {
-    /// Asks the node at `address` who it is.
+    /// Asks the node at `address` who it is. Where operators have an address of their own that who named this
+    /// one had not heard of yet, it is asked there.
     pub async fn connect(address: &str) -> anyhow::Result<Self> {
-        let mut admin = admin(address)?;
-        let status = match promptly(address, admin.status(StatusRequest {})).await {
-            Ok(status) => status,
-            Err(error) => return Err(with_the_way_in(address, error).await),
+        match Self::at(address).await {
+            Err(NoStatus::Elsewhere { operators, .. }) if operators != address => {
+                Ok(Self::at(&operators).await?)
+            }
+            asked => Ok(asked?),
+        }
+    }
+
+    /// The same at this address alone.
+    async fn at(address: &str) -> Result<Self, NoStatus> {
+        let mut admin = admin(address).map_err(NoStatus::Silent)?;
+        let asked = tokio::time::timeout(ANSWER_TIMEOUT, admin.status(StatusRequest {})).await;
+        let status = match asked {
+            Ok(Ok(status)) => status.into_inner(),
+            Ok(Err(status)) => return Err(NoStatus::of(address, &status).await),
+            Err(_) => return Err(with_the_way_in(address, silent(address, ANSWER_TIMEOUT)).await),
         };
         Ok(Self { address: address.to_owned(), admin, status })
     }
@@ -212,14 +241,26 @@ impl Node {
         promptly(&self.address, admin.show_group(ShowGroupRequest { group })).await
     }
 
-    /// Where this node and those that it knows are reached.
-    pub fn all_addresses(&self) -> Vec<String> {
-        let peers = self.status.peers.iter().map(|peer| peer.address.clone());
-        let known = peers.filter(|address| !address.is_empty() && *address != self.address);
-        std::iter::once(self.address.clone()).chain(known).collect()
+    /// Where nodes reach it; where this one did, if operators do so there, too.
+    pub fn address_of_nodes(&self) -> &str {
+        let HostStatus { address, admin_address, .. } = &self.status;
+        if admin_address.is_empty() || address.is_empty() { &self.address } else { address }
     }
 
-    /// Where a node is, this one or another that it knows.
+    /// The other nodes, and where operators reach them; empty: it does not know.
+    pub fn peers(&self) -> impl Iterator<Item = (u64, &str)> {
+        let peers = self.status.peers.iter();
+        peers.map(|peer| (peer.node, address_for(&peer.address, &peer.admin_address)))
+    }
+
+    /// Where operators reach this node and those that it knows.
+    pub fn all_addresses(&self) -> Vec<String> {
+        let peers = self.peers().map(|(_, address)| address);
+        let known = peers.filter(|address| !address.is_empty() && *address != self.address);
+        std::iter::once(self.address.as_str()).chain(known).map(str::to_owned).collect()
+    }
+
+    /// Where operators reach a node, this one or another that it knows.
     pub fn known_address(&self, number: u64) -> anyhow::Result<String> {
         if self.status.node == number {
             return Ok(self.address.clone());
@@ -229,11 +270,10 @@ impl Node {
         })
     }
 
-    /// Where it reaches another node.
+    /// Where operators reach another node.
     pub fn address_of(&self, node: u64) -> Option<String> {
-        let mut peers = self.status.peers.iter();
-        let peer = peers.find(|peer| peer.node == node && !peer.address.is_empty());
-        peer.map(|peer| peer.address.clone())
+        let peer = self.peers().find(|(peer, address)| *peer == node && !address.is_empty());
+        peer.map(|(_, address)| address.to_owned())
     }
 
     /// The node to ask after `asked`, which named `leader` (0: it does not know): that one, or the
@@ -248,15 +288,67 @@ impl Node {
     }
 }
 
+/// Why a node gave no status.
+#[derive(Debug)]
+enum NoStatus {
+    /// There is none, or not one of this cluster.
+    Silent(anyhow::Error),
+    /// There is one, which says what is wrong.
+    Refused(anyhow::Error),
+    /// Operators are served at another address.
+    Elsewhere { operators: String, error: anyhow::Error },
+}
+
+impl NoStatus {
+    async fn of(address: &str, status: &tonic::Status) -> Self {
+        let error = said(address, status);
+        if let Some(operators) = operators_at(status) {
+            return Self::Elsewhere { operators, error };
+        }
+        match status.code() {
+            tonic::Code::PermissionDenied
+            | tonic::Code::Unauthenticated
+            | tonic::Code::ResourceExhausted => Self::Refused(error),
+            _ => with_the_way_in(address, error).await,
+        }
+    }
+
+    const fn answers(&self) -> bool {
+        !matches!(self, Self::Silent(_))
+    }
+}
+
+impl From<NoStatus> for anyhow::Error {
+    fn from(error: NoStatus) -> Self {
+        match error {
+            NoStatus::Silent(error)
+            | NoStatus::Refused(error)
+            | NoStatus::Elsewhere { error, .. } => error,
+        }
+    }
+}
+
 /// The same error, unless the node speaks TLS and this process does not.
-async fn with_the_way_in(address: &str, error: anyhow::Error) -> anyhow::Error {
+async fn with_the_way_in(address: &str, error: anyhow::Error) -> NoStatus {
     if security().credentials.is_none() && wants_tls(address, PROBE_TIMEOUT).await {
-        return anyhow::anyhow!(
+        return NoStatus::Refused(anyhow::anyhow!(
             "{address} speaks TLS; name the authority of the cluster and a certificate (--tls-ca, --tls-cert, \
              --tls-key) or a token (--token-file)"
-        );
+        ));
     }
-    error
+    NoStatus::Silent(error)
+}
+
+/// Where the operators of a node are served, as its listener for others says.
+pub fn operators_at(status: &tonic::Status) -> Option<String> {
+    let details = status.get_error_details();
+    let info = details.error_info().filter(|info| info.reason == OTHER_LISTENER)?;
+    info.metadata.get(Audience::Operators.name()).cloned()
+}
+
+/// Whether a listener refused it that is for others.
+pub fn is_elsewhere(status: &tonic::Status) -> bool {
+    status.get_error_details().error_info().is_some_and(|info| info.reason == OTHER_LISTENER)
 }
 
 /// A client of a node's operators.
@@ -297,9 +389,13 @@ async fn within<T>(
     answer: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
 ) -> anyhow::Result<T> {
     let Ok(answer) = tokio::time::timeout(limit, answer).await else {
-        bail!("{address} does not answer within {} s", limit.as_secs())
+        return Err(silent(address, limit));
     };
     Ok(answer.map_err(|status| said(address, &status))?.into_inner())
+}
+
+fn silent(address: &str, limit: Duration) -> anyhow::Error {
+    anyhow::anyhow!("{address} does not answer within {} s", limit.as_secs())
 }
 
 /// All groups of a node, page by page.

@@ -93,7 +93,7 @@ impl Findings {
     /// The nodes to ask after the first one: the leader that it names, then all others.
     fn others(&self, start: &Node, target: &Target) -> Vec<String> {
         let named = self.views.values().find_map(|view| start.address_of(status(view).leader_node));
-        let peers = start.status.peers.iter().map(|peer| peer.address.clone());
+        let peers = start.peers().map(|(_, address)| address.to_owned());
         let all = named.into_iter().chain(peers).chain(target.at.iter().cloned());
         let mut seen = BTreeSet::from([String::new(), start.address.clone()]);
         all.filter(|address| seen.insert(address.clone())).collect()

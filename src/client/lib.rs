@@ -119,10 +119,12 @@ impl Client {
     }
 
     /// Waits until the replica of `group` on `node` has applied `index`: a stale read from there
-    /// then sees it. It asks what operators ask, which a node with a listener for clients refuses there.
+    /// then sees it. It asks what operators ask, at the address of clients: a node with a listener of its own for
+    /// clients, or for operators, refuses that. Where nodes have those, read what must be seen without staleness.
     ///
     /// # Errors
-    /// [`ClientError::Timeout`], with what was seen last.
+    /// [`ClientError::Timeout`], with what was seen last; [`ClientError::Unavailable`] where the node serves
+    /// operators at another address.
     pub async fn wait_applied(
         &self,
         node: NodeId,
@@ -136,7 +138,10 @@ impl Client {
             match timeout_at(deadline, self.applied(node, group)).await {
                 Ok(Ok(applied)) if applied >= index.get() => return Ok(()),
                 Ok(Ok(applied)) => seen = format!("it has applied {applied}"),
-                Ok(Err(message)) => seen = message,
+                Ok(Err(Unseen::Elsewhere(message))) => {
+                    return Err(ClientError::Unavailable { message });
+                }
+                Ok(Err(Unseen::Now(message))) => seen = message,
                 Err(_) => break,
             }
             sleep_until(deadline.min(Instant::now() + APPLIED_POLL)).await;
@@ -146,14 +151,25 @@ impl Client {
         })
     }
 
-    async fn applied(&self, node: NodeId, group: GroupId) -> Result<u64, String> {
+    async fn applied(&self, node: NodeId, group: GroupId) -> Result<u64, Unseen> {
         let address = self.table.routes().address(node.get());
-        let address = address.ok_or_else(|| format!("the directory names no node {node}"))?;
-        let channel = channel::open(&address, self.table.options())?;
+        let unknown = || Unseen::Now(format!("the directory names no node {node}"));
+        let address = address.ok_or_else(unknown)?;
+        let channel = channel::open(&address, self.table.options()).map_err(Unseen::Now)?;
         let request = ShowGroupRequest { group: group.get() };
         let status = AdminClient::new(channel).show_group(request).await;
-        status
-            .map(|status| status.into_inner().applied)
-            .map_err(|status| channel::words_of(&status))
+        let words = |status: tonic::Status| match status.code() {
+            tonic::Code::FailedPrecondition => Unseen::Elsewhere(channel::words_of(&status)),
+            _ => Unseen::Now(channel::words_of(&status)),
+        };
+        status.map(|status| status.into_inner().applied).map_err(words)
     }
+}
+
+/// Why it was not seen how far a replica is, in words.
+enum Unseen {
+    /// It may be another time.
+    Now(String),
+    /// Its node answers that where operators are served.
+    Elsewhere(String),
 }

@@ -188,10 +188,7 @@ impl Routes {
         for address in addresses {
             match self.ask(&address).await {
                 Ok(reply) => return Ok(reply),
-                Err(AskError { message, is_starting }) => {
-                    let is_starting = is_starting || last.is_starting;
-                    last = AskError { message: format!("{address}: {message}"), is_starting };
-                }
+                Err(error) => last = last.or(&address, error),
             }
         }
         Err(last)
@@ -205,7 +202,8 @@ impl Routes {
             Ok(Ok(reply)) => reply.into_inner(),
             Ok(Err(status)) => {
                 let is_starting = status.metadata().contains_key(MAP_UNKNOWN);
-                return Err(AskError { message: channel::words_of(&status), is_starting });
+                let answers = status.code() != tonic::Code::Unavailable;
+                return Err(AskError { message: channel::words_of(&status), is_starting, answers });
             }
             Err(_) => {
                 let within = self.options.connect_timeout;
@@ -227,11 +225,23 @@ struct AskError {
     message: String,
     /// A node answered that does not know the map of shards yet.
     is_starting: bool,
+    /// A node answered, with a refusal.
+    answers: bool,
 }
 
 impl AskError {
     fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), is_starting: false }
+        Self { message: message.into(), is_starting: false, answers: false }
+    }
+
+    /// Of what several addresses gave, the last; what a node says that answers is more helpful than that another
+    /// one does not.
+    fn or(self, address: &str, next: Self) -> Self {
+        let is_starting = self.is_starting || next.is_starting;
+        if self.answers && !next.answers {
+            return Self { is_starting, ..self };
+        }
+        Self { message: format!("{address}: {}", next.message), is_starting, ..next }
     }
 }
 
@@ -301,6 +311,20 @@ mod tests {
         assert_eq!((known.shards.len(), known.map.version), (8, 2));
         known.merge(reply(3, 16), "table");
         assert_eq!((known.shards.len(), known.map.version), (16, 3));
+    }
+
+    #[test]
+    fn what_a_node_refuses_is_not_lost_behind_one_that_does_not_answer() {
+        let refused = || AskError { answers: true, ..AskError::new("ask elsewhere") };
+        let silent = || AskError::new("no answer");
+        let none = || AskError::new("no address was given");
+        let shown = |one: AskError, other: AskError| none().or("a", one).or("b", other).message;
+        assert_eq!(shown(refused(), silent()), "a: ask elsewhere");
+        assert_eq!(shown(silent(), refused()), "b: ask elsewhere");
+        assert_eq!(shown(refused(), refused()), "b: ask elsewhere");
+        assert_eq!(shown(silent(), silent()), "b: no answer");
+        let starting = AskError { is_starting: true, ..silent() };
+        assert!(none().or("a", refused()).or("b", starting).is_starting);
     }
 
     #[test]

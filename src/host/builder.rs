@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use shardhost_groups::GroupsBuilder;
 use shardhost_groups::selector::GroupSelector;
+use shardhost_proto::methods::Audience;
 use shardhost_proto::version::ClusterVersion;
 use shardhost_security::CredentialError;
 use shardhost_security::channel::Security;
@@ -91,7 +92,7 @@ impl HostBuilder {
         self.snapshots = Some(store);
         self
     }
-    /// Listens on a socket that is bound already; the configured address is not used. That of clients is.
+    /// Listens on a socket that is bound already; the configured address is not used. Those of operators and of clients are.
     pub fn listener(mut self, listener: std::net::TcpListener) -> Self {
         self.listener = Some(listener);
         self
@@ -117,7 +118,7 @@ impl HostBuilder {
         }
         let advertisement =
             leadership::first_advertisement(&config).map_err(StartError::Capabilities)?;
-        let Listeners { all: listeners, address, advertise, clients } =
+        let Listeners { all: listeners, address, advertise, apart } =
             Listeners::bind(listener, &config)?;
         let data_dir = open_data_dir(&config.data_dir).await?;
         let incarnation = data_dir.incarnation();
@@ -133,7 +134,9 @@ impl HostBuilder {
         let foundings = open_foundings(&config, store_id, &directory)?;
         let mut transport_config =
             TransportConfig::new(config.cluster.clone(), config.node, incarnation, advertise);
-        transport_config.client_address = clients.as_ref().map(|(_, reached)| reached.clone());
+        let reached = |audience| apart.get(&audience).map(|apart| apart.reached.clone());
+        transport_config.client_address = reached(Audience::Clients);
+        transport_config.admin_address = reached(Audience::Operators);
         transport_config.earlier_starts = data_dir.earlier_starts().to_vec();
         transport_config.snapshot = config.snapshots;
         transport_config.advertisement = advertisement.clone();
@@ -186,7 +189,7 @@ impl HostBuilder {
             directory,
             advertisement: parking_lot::Mutex::new(advertisement),
             address,
-            clients,
+            apart,
             incarnation,
             store: Arc::downgrade(&store),
             store_id,

@@ -32,6 +32,9 @@ pub struct HostConfig {
     /// Where clients reach that listener; `None`: at the address it listens on, and where that is every address
     /// of the machine, at the host of `advertise`.
     pub client_advertise: Option<String>,
+    /// The same for operators: where it listens for them, and where they reach that listener.
+    pub admin_listen: Option<SocketAddr>,
+    pub admin_advertise: Option<String>,
     /// Where all nodes of the cluster are reached, `host:port`. This one may be left out.
     pub peers: BTreeMap<NodeId, String>,
     /// What this node has; groups may require some of their leaders. See
@@ -74,6 +77,8 @@ impl HostConfig {
             advertise: None,
             client_listen: None,
             client_advertise: None,
+            admin_listen: None,
+            admin_advertise: None,
             peers: BTreeMap::new(),
             capabilities: BTreeSet::new(),
             groups: GroupsConfig::new(node),

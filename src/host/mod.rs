@@ -23,6 +23,7 @@ use std::time::Duration;
 use shardhost_groups::nodes::Advertisement;
 use shardhost_groups::runtime::{AdditionGuard, GroupsStats};
 use shardhost_groups::{Group, Groups, HostFault};
+use shardhost_proto::methods::Audience;
 use shardhost_security::channel::Security;
 use shardhost_storage::{GroupId, LogStore, NodeId};
 use tokio::sync::watch;
@@ -34,7 +35,7 @@ pub use self::builder::{HostBuilder, StartError};
 pub use self::config::HostConfig;
 use self::founding::{Founding, Foundings, Scope};
 pub use self::joining::ReplicaFactory;
-use self::listener::Listener;
+use self::listener::{Apart, Listener};
 use self::memory::HostMemory;
 pub use self::versions::PrepareError;
 use crate::data_dir::DataDir;
@@ -53,8 +54,8 @@ struct HostInner {
     /// in the same order.
     advertisement: parking_lot::Mutex<Advertisement>,
     address: SocketAddr,
-    /// Where the listener of clients is bound, and where they reach it; `None`: there is one listener for all.
-    clients: Option<(SocketAddr, String)>,
+    /// Who does not share the listener there.
+    apart: BTreeMap<Audience, Apart>,
     incarnation: u64,
     /// The groups keep it open, and close it when they end: a handle of a host that stopped holds no log.
     store: Weak<dyn LogStore>,
@@ -88,7 +89,7 @@ pub enum Shutdown {
     Immediate,
 }
 
-/// One process of a cluster: replicas of many groups, one log, one listener or two. Cheap to clone; all
+/// One process of a cluster: replicas of many groups, one log, one listener to three. Cheap to clone; all
 /// clones are the same host. It runs until [`Host::shutdown`].
 #[derive(Clone, Debug)]
 pub struct Host {
@@ -201,7 +202,12 @@ impl Host {
     /// Where it listens for clients, if not there.
     #[must_use]
     pub fn client_listener(&self) -> Option<SocketAddr> {
-        self.inner.clients.as_ref().map(|(bound, _)| *bound)
+        self.inner.apart.get(&Audience::Clients).map(|apart| apart.bound)
+    }
+    /// Where it listens for operators, if not there.
+    #[must_use]
+    pub fn admin_listener(&self) -> Option<SocketAddr> {
+        self.inner.apart.get(&Audience::Operators).map(|apart| apart.bound)
     }
     /// Where clients reach a node: as its greeting says, and else where nodes reach it, as far as that is known.
     #[must_use]
@@ -212,10 +218,18 @@ impl Host {
     /// Where clients reach a node, if it says that this is not where nodes do.
     #[must_use]
     pub fn own_client_address(&self, node: NodeId) -> Option<String> {
+        self.own_address(Audience::Clients, node)
+    }
+    /// The same for operators.
+    #[must_use]
+    pub fn own_admin_address(&self, node: NodeId) -> Option<String> {
+        self.own_address(Audience::Operators, node)
+    }
+    fn own_address(&self, audience: Audience, node: NodeId) -> Option<String> {
         if node == self.node_id() {
-            return self.inner.clients.as_ref().map(|(_, reached)| reached.clone());
+            return self.inner.apart.get(&audience).map(|apart| apart.reached.clone());
         }
-        self.inner.transport.client_address_of(node)
+        self.inner.transport.address_for(audience, node)
     }
     /// What it was started from.
     #[must_use]
@@ -281,8 +295,8 @@ impl Host {
     pub(crate) fn node_is_said_to_be_at(&self, node: NodeId, address: &str) {
         self.inner.transport.is_said_to_be_at(node, address);
     }
-    /// How many connections the listeners hold open: the one that nodes reach, and that of clients, if there is
-    /// one.
+    /// How many connections the listeners hold open: the one that nodes reach, and those of operators and of
+    /// clients, where they have their own.
     #[must_use]
     pub fn connections(&self) -> Vec<ConnectionStats> {
         self.inner.connections.iter().map(|connections| connections.stats()).collect()

@@ -51,8 +51,8 @@ pub use self::error::ConfigError;
 pub use shardhost::transport::address::{AddressError, check_address};
 pub use shardhost_proto::shard_map::MAX_SHARDS;
 
-/// What a server is started from. Equal on all nodes but for `node`, `data-dir`, `listen`, `client-listen`,
-/// `client-advertise`, `http-listen` and `capabilities`.
+/// What a server is started from. Equal on all nodes but for `node`, `data-dir`, `capabilities`, and where it
+/// listens: `listen`, `client-listen`, `admin-listen`, `http-listen` and what is advertised of them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct ServerConfig {
@@ -66,7 +66,7 @@ pub struct ServerConfig {
     pub data_dir: PathBuf,
     #[serde(default = "default_listen", deserialize_with = "listen_address")]
     pub listen: SocketAddr,
-    /// Where to listen for clients of tables and queues, which `listen` refuses then. Without it, all are
+    /// Where to listen for clients of tables and queues, which `listen` refuses then. Without it, they are
     /// served at `listen`.
     #[serde(default, deserialize_with = "maybe_listen_address")]
     pub client_listen: Option<SocketAddr>,
@@ -74,6 +74,12 @@ pub struct ServerConfig {
     /// machine, it is at the host of this node's own address.
     #[serde(default)]
     pub client_advertise: Option<String>,
+    /// Where to listen for operators, which `listen` refuses then. Without it, they are served at `listen`.
+    #[serde(default, deserialize_with = "maybe_listen_address")]
+    pub admin_listen: Option<SocketAddr>,
+    /// Where operators reach `admin-listen`, as `client-advertise` is for clients.
+    #[serde(default)]
+    pub admin_advertise: Option<String>,
     /// Where to answer requests over HTTP: metrics, and whether the node is well. Without it, nowhere.
     #[serde(default, deserialize_with = "maybe_listen_address")]
     pub http_listen: Option<SocketAddr>,
@@ -313,6 +319,8 @@ impl ServerConfig {
             listen: default_listen(),
             client_listen: None,
             client_advertise: None,
+            admin_listen: None,
+            admin_advertise: None,
             http_listen: None,
             capabilities: Vec::new(),
             nodes: BTreeMap::new(),
@@ -397,6 +405,8 @@ impl ServerConfig {
         host.advertise = host.peers.get(&node).cloned();
         host.client_listen = self.client_listen;
         host.client_advertise.clone_from(&self.client_advertise);
+        host.admin_listen = self.admin_listen;
+        host.admin_advertise.clone_from(&self.admin_advertise);
         host.capabilities = self.capabilities.iter().cloned().collect();
         host.newest_version = self.newest_version();
         host.workers = self.workers;

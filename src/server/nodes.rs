@@ -38,8 +38,9 @@ pub(super) async fn list(host: &Host, system: Option<&System>) -> Result<wire::N
     for node in &mut nodes {
         let silent_for = silent.get(&node.node).map(Duration::as_millis);
         node.silent_ms = silent_for.map(|ms| u64::try_from(ms).unwrap_or(u64::MAX));
-        let for_clients = NodeId::new(node.node).and_then(|node| host.own_client_address(node));
-        node.client_address = for_clients.unwrap_or_default();
+        let Some(id) = NodeId::new(node.node) else { continue };
+        node.client_address = host.own_client_address(id).unwrap_or_default();
+        node.admin_address = host.own_admin_address(id).unwrap_or_default();
     }
     Ok(wire::NodeList { nodes, revision: view.revision().get() })
 }
@@ -278,6 +279,7 @@ fn known_node(view: &View, node: &NodeRecord, replicas: u64) -> wire::KnownNode 
         draining: view.drains().contains_key(&node.id),
         silent_ms: None,
         client_address: String::new(),
+        admin_address: String::new(),
         capabilities: advertised.map(ToString::to_string).collect(),
     }
 }

@@ -66,6 +66,8 @@ pub struct TransportConfig {
     pub address: String,
     /// Where clients reach this node, if not there. Sent with it.
     pub client_address: Option<String>,
+    /// The same for operators.
+    pub admin_address: Option<String>,
     /// The first advertisement of this node; see
     /// [`set_advertisement`](super::GrpcTransport::set_advertisement).
     pub advertisement: Advertisement,
@@ -141,6 +143,7 @@ impl TransportConfig {
             earlier_starts: Vec::new(),
             address: address.into(),
             client_address: None,
+            admin_address: None,
             advertisement: Advertisement::default(),
             shard_map: None,
             newest_version: ClusterVersion::NEWEST,

@@ -174,6 +174,7 @@ fn identity() -> Identity {
         earlier_starts: vec![600, 500],
         address: "10.0.0.2:7400".to_owned(),
         client_address: Some("10.0.0.2:7500".to_owned()),
+        admin_address: Some("10.0.0.2:7600".to_owned()),
         shard_map: None,
         founded: super::FoundedBy::default(),
         versions: super::Versions::up_to(shardhost_proto::version::ClusterVersion::NEWEST),

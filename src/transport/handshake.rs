@@ -26,6 +26,8 @@ pub(super) struct Identity {
     pub address: String,
     /// Where clients reach this node, if not there.
     pub client_address: Option<String>,
+    /// The same for operators.
+    pub admin_address: Option<String>,
     /// The map of shards, where the cluster has no catalog.
     pub shard_map: Option<MapTag>,
     pub founded: FoundedBy,
@@ -221,6 +223,7 @@ impl Identity {
             lane: lane.into(),
             address: self.address.clone(),
             client_address: self.client_address.clone().unwrap_or_default(),
+            admin_address: self.admin_address.clone().unwrap_or_default(),
             advertisement,
             known_incarnation,
             shard_map: self.shard_map.as_ref().map(MapTag::to_wire),
@@ -350,6 +353,7 @@ mod tests {
             earlier_starts: vec![5, 3],
             address: "127.0.0.1:1".into(),
             client_address: None,
+            admin_address: None,
             shard_map: None,
             founded: FoundedBy::default(),
             versions: Versions::up_to(ClusterVersion::NEWEST),

@@ -62,6 +62,7 @@ use std::sync::atomic::Ordering;
 
 use shardhost_groups::nodes::Advertisement;
 use shardhost_groups::transport::{Inbound, Outgoing, SnapshotShipment, Transport};
+use shardhost_proto::methods::Audience;
 use shardhost_storage::{NodeId, SnapshotStore};
 use tokio::runtime::Handle;
 
@@ -198,10 +199,10 @@ impl GrpcTransport {
         }
     }
 
-    /// Where clients reach a peer, if its last greeting says that this is not its address.
+    /// Where clients or operators reach a peer, if its last greeting says that this is not its address.
     #[must_use]
-    pub fn client_address_of(&self, node: NodeId) -> Option<String> {
-        self.shared.peer(node)?.client_address()
+    pub fn address_for(&self, audience: Audience, node: NodeId) -> Option<String> {
+        self.shared.peer(node)?.address_for(audience)
     }
 
     /// Has every lane connect anew.

@@ -1,12 +1,13 @@
 //! One peer node: its two lanes, its liveness, and what must be reported about it.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
 use shardhost_groups::transport::{Inbound, Lane};
+use shardhost_proto::methods::Audience;
 use shardhost_storage::NodeId;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -30,8 +31,8 @@ pub(super) struct Peer {
     pub address: watch::Sender<String>,
     /// What its greetings say of its address.
     named: Mutex<Named>,
-    /// Where its last greeting says that clients reach it, if not at its address.
-    client_address: Mutex<Option<String>>,
+    /// Where its last greeting says that others than nodes reach it, if not at its address.
+    apart: Mutex<BTreeMap<Audience, String>>,
     pub bulk: Arc<LaneQueue>,
     pub urgent: Arc<LaneQueue>,
     pub liveness: Liveness,
@@ -69,7 +70,7 @@ impl Peer {
             node,
             address: watch::Sender::new(address),
             named: Mutex::default(),
-            client_address: Mutex::default(),
+            apart: Mutex::default(),
             bulk: Arc::new(LaneQueue::new(config, config.bulk)),
             urgent: Arc::new(LaneQueue::new(config, config.urgent)),
             liveness: Liveness::new(node, Instant::now(), stop.clone()),
@@ -102,14 +103,18 @@ impl Peer {
         self.named.lock().greeted(incarnation, address, &self.address.borrow());
     }
 
-    /// A valid greeting says where clients reach the peer; empty: at its address.
-    pub fn greeted_for_clients(&self, address: &str) {
-        *self.client_address.lock() = may_be_learnt(address).then(|| address.to_owned());
+    /// A valid greeting says where clients or operators reach the peer; empty: at its address.
+    pub fn greeted_for(&self, audience: Audience, address: &str) {
+        let mut apart = self.apart.lock();
+        match may_be_learnt(address) {
+            true => drop(apart.insert(audience, address.to_owned())),
+            false => drop(apart.remove(&audience)),
+        }
     }
 
-    /// Where its last greeting says that clients reach it, if not at its address.
-    pub fn client_address(&self) -> Option<String> {
-        self.client_address.lock().clone()
+    /// Where its last greeting says that they reach it, if not at its address.
+    pub fn address_for(&self, audience: Audience) -> Option<String> {
+        self.apart.lock().get(&audience).cloned()
     }
 
     /// The node answered at the configured address.

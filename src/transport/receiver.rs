@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use shardhost_groups::nodes::Advertisement;
 use shardhost_groups::transport::{Inbound, Lane};
+use shardhost_proto::methods::Audience;
 use shardhost_proto::peer::{self, Frame, Hello, NodeHeartbeat, Welcome};
 use shardhost_security::Caller;
 use shardhost_storage::NodeId;
@@ -129,7 +130,8 @@ pub(super) fn admit(
     peer.said_founding(hello.founding);
     peer.said_newest_version(hello.newest_version);
     peer.greeted_from(greeting.incarnation, &hello.address);
-    peer.greeted_for_clients(&hello.client_address);
+    peer.greeted_for(Audience::Clients, &hello.client_address);
+    peer.greeted_for(Audience::Operators, &hello.admin_address);
     peer.greeted.notify_waiters();
     Ok((peer, visit))
 }

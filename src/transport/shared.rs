@@ -83,6 +83,7 @@ impl Shared {
             earlier_starts: config.earlier_starts.clone(),
             address: config.address.clone(),
             client_address: config.client_address.clone(),
+            admin_address: config.admin_address.clone(),
             shard_map: config.shard_map.clone(),
             founded: FoundedBy::default(),
             versions: Versions::up_to(config.newest_version),

@@ -75,9 +75,13 @@ impl Office {
 
     /// Runs a command as a user.
     pub(super) async fn run(&self, servers: &Servers, user: &str, arguments: &[&str]) -> Ended {
+        self.run_at(servers.address(1), user, arguments).await
+    }
+
+    async fn run_at(&self, address: &str, user: &str, arguments: &[&str]) -> Ended {
         let flags = self.flags(user);
         let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-        servers.run(1, &[arguments, &flags].concat()).await
+        run(&[arguments, &flags, &["--at", address]].concat()).await
     }
 
     pub(super) async fn until(&self, servers: &Servers, user: &str, arguments: &[&str]) {
@@ -405,4 +409,48 @@ async fn certificates_are_made_once_and_say_whose_they_are() {
     assert_eq!(std::os::unix::fs::PermissionsExt::mode(&key.permissions()) & 0o777, 0o600);
     let half = run(&["status", "--tls-cert", &office.path("ann.pem").display().to_string()]).await;
     assert!(half.code == 2 && half.stderr.contains("belong together"), "{half:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn operators_go_from_node_to_node_over_listeners_of_their_own() {
+    let office = Office::new("shardhost", 3).await;
+    let mut servers = Servers::new(3, "planner = \"off\"", SHARDS);
+    let [admin, clients] = [(); 2].map(|()| servers.free_beside(1));
+    let second = servers.free_beside(2);
+    office.start_with(&mut servers, 1, &["--admin-listen", &admin, "--client-listen", &clients]);
+    office.start_with(&mut servers, 2, &["--admin-listen", &second]);
+    office.start(&mut servers, 3);
+    let well = || async { office.run_at(&admin, "bob", &["status"]).await.code == 0 };
+    servers.until("a cluster without problems", well).await;
+    for to in ["1", "2", "3"] {
+        let transfer = ["leader", "transfer", "1000000", "--to", to];
+        let moved = || async { office.run_at(&admin, "ann", &transfer).await.code == 0 };
+        servers.until(&format!("node {to} leads"), moved).await;
+        let drained =
+            || async { office.run_at(&second, "ann", &["drain", "begin", to]).await.code == 0 };
+        servers.until(&format!("node {to} is drained"), drained).await;
+        office.run_at(&second, "ann", &["drain", "end", to]).await.ok();
+    }
+    for (user, command) in [
+        ("bob", &["node", "list"][..]),
+        ("bob", &["group", "list"]),
+        ("bob", &["replicas", "status"]),
+        ("root", &["replicas", "rule", "set", "all", "--all", "--voters", "3"]),
+    ] {
+        office.run_at(&admin, user, command).await.ok();
+    }
+    let moved = office.run_at(&admin, "bob", &["leader", "transfer", "1000000", "--to", "1"]).await;
+    assert!(moved.code != 0 && moved.stderr.contains("lacks the grant"), "{moved:?}");
+    let put = |address| office.run_at(address, "shop", &["table", "put", "color", "red"]);
+    put(&clients).await.ok();
+    let refused = put(&admin).await;
+    assert!(refused.code != 0 && refused.stderr.contains(&clients), "{refused:?}");
+    let status = office.run_at(servers.address(1), "bob", &["status"]).await;
+    assert!(
+        status
+            .stderr
+            .starts_with(&format!("error: {}: this address is for nodes; ", servers.address(1))),
+        "{status:?}"
+    );
+    assert!(status.stderr.contains(&admin), "{status:?}");
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::Write;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -73,6 +73,13 @@ impl Servers {
 
     pub fn address(&self, node: u64) -> &str {
         &self.addresses[&node]
+    }
+
+    /// Another port where a node is, which is free.
+    #[allow(dead_code, reason = "only some tests need it")]
+    pub fn free_beside(&self, node: u64) -> String {
+        let own: SocketAddr = self.addresses[&node].parse().unwrap();
+        TcpListener::bind((own.ip(), 0)).unwrap().local_addr().unwrap().to_string()
     }
 
     pub fn data_dir(&self, node: u64) -> PathBuf {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shardhost_groups::transport::Lane;
+use shardhost_proto::methods::Audience;
 use shardhost_proto::peer::{Hello, Welcome};
 
 use crate::fixture::{CLUSTER, Cluster, Found, Host, Impostor, Stranger, hello, message, node};
@@ -138,23 +139,33 @@ fn addresses_that_nobody_can_connect_to_are_not_taken_over() {
 }
 
 #[test]
-fn a_greeting_says_where_clients_reach_its_node_until_the_next_one_says_otherwise() {
+fn a_greeting_says_where_clients_and_operators_reach_its_node_until_the_next_one_says_otherwise() {
     let cluster = Cluster::new();
     cluster.directory.set(node(1), "127.0.0.1:1");
     let two = cluster.host(2);
-    assert_eq!(two.transport.client_address_of(node(1)), None);
-    for (said, known) in [
+    let known = || Audience::ALL.map(|audience| two.transport.address_for(audience, node(1)));
+    assert_eq!(known(), [None, None, None]);
+    let all = [
         ("shop.example:7500", Some("shop.example:7500")),
         ("", None),
         ("10.0.0.1:7500", Some("10.0.0.1:7500")),
         ("0.0.0.0:7500", None),
         ("10.0.0.1:7501", Some("10.0.0.1:7501")),
         ("no address", None),
-    ] {
-        Stranger::at(&two).greet(Hello { client_address: said.into(), ..hello() }).unwrap();
-        assert_eq!(two.transport.client_address_of(node(1)).as_deref(), known, "{said}");
+    ];
+    for ((client, for_clients), (admin, for_operators)) in
+        all.into_iter().zip(all.into_iter().rev())
+    {
+        let greeting =
+            Hello { client_address: client.into(), admin_address: admin.into(), ..hello() };
+        Stranger::at(&two).greet(greeting).unwrap();
+        let expected = [None, for_operators, for_clients];
+        assert_eq!(known(), expected.map(|at| at.map(str::to_owned)), "{client} {admin}");
     }
-    let late = Hello { client_address: "10.0.0.9:1".into(), cluster: "other".into(), ..hello() };
+    Stranger::at(&two).greet(hello()).unwrap();
+    let at = || "10.0.0.9:1".to_owned();
+    let late =
+        Hello { client_address: at(), admin_address: at(), cluster: "other".into(), ..hello() };
     Stranger::at(&two).greet(late).unwrap_err();
-    assert_eq!(two.transport.client_address_of(node(1)), None, "it was refused");
+    assert_eq!(known(), [None, None, None], "it was refused");
 }

@@ -159,7 +159,7 @@ async fn carry_out(command: &str, node: &Node) -> anyhow::Result<()> {
     let status = Command::new("sh")
         .args(["-c", command])
         .env("SHARDHOST_NODE", node.status.node.to_string())
-        .env("SHARDHOST_ADDRESS", &node.address)
+        .env("SHARDHOST_ADDRESS", node.address_of_nodes())
         .stdin(std::process::Stdio::null())
         .stdout(std::io::stderr())
         .status()

@@ -33,12 +33,19 @@ pub struct ServeArguments {
     #[arg(long, value_name = "ADDRESS", value_parser = parse_listen)]
     listen: Option<SocketAddr>,
     /// Where to listen for clients of tables and queues, which --listen refuses then, with the address to ask
-    /// instead. Without it, --listen serves all.
+    /// instead. Without it, --listen serves them.
     #[arg(long, value_name = "ADDRESS", value_parser = parse_listen)]
     client_listen: Option<SocketAddr>,
     /// Where clients reach this node, if not at --client-listen: what other nodes give them, too.
     #[arg(long, value_name = "ADDRESS", value_parser = parse_seed)]
     client_advertise: Option<String>,
+    /// Where to listen for operators; --listen refuses them then, with the address to ask instead. Without it,
+    /// --listen serves them.
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_listen)]
+    admin_listen: Option<SocketAddr>,
+    /// Where operators reach this node, if not at --admin-listen: what other nodes give them, too.
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_seed)]
+    admin_advertise: Option<String>,
     /// Where to answer requests over HTTP: /metrics, /healthz, /readyz. Without it, nowhere.
     #[arg(long, value_name = "ADDRESS", value_parser = parse_listen)]
     http_listen: Option<SocketAddr>,
@@ -225,6 +232,8 @@ pub(super) fn configuration(
     config.listen = arguments.listen.unwrap_or(config.listen);
     config.client_listen = arguments.client_listen.or(config.client_listen);
     config.client_advertise = arguments.client_advertise.clone().or(config.client_advertise);
+    config.admin_listen = arguments.admin_listen.or(config.admin_listen);
+    config.admin_advertise = arguments.admin_advertise.clone().or(config.admin_advertise);
     config.http_listen = arguments.http_listen.or(config.http_listen);
     config.nodes.extend(peers(&arguments.peers)?);
     if arguments.config.is_none() {

@@ -163,7 +163,7 @@ fn print_started(arguments: &ServeArguments, server: &Server) -> anyhow::Result<
     let host = server.host();
     let groups = host.groups().len() as u64;
     let (node, cluster, address) = (host.node_id(), &host.config().cluster, host.address());
-    let clients = host.client_listener();
+    let (operators, clients) = (host.admin_listener(), host.client_listener());
     if arguments.supervised {
         return say(&Report::Started { groups });
     }
@@ -171,17 +171,19 @@ fn print_started(arguments: &ServeArguments, server: &Server) -> anyhow::Result<
     if arguments.json {
         let started = json!({
             "node": node.get(), "cluster": cluster, "address": address.to_string(), "groups": groups,
+            "admin_address": operators.unwrap_or(address).to_string(),
             "client_address": clients.unwrap_or(address).to_string(),
             "http_address": server.pages().map(|at| at.to_string()),
         });
         writeln!(output, "{started}")?;
     } else {
         let (cluster, groups) = (shown(cluster), counted(groups, "group"));
-        let clients = clients.map(|at| format!(", clients at {at}")).unwrap_or_default();
-        let pages = server.pages().map(|at| format!(", HTTP at {at}")).unwrap_or_default();
+        let at = |who, at: Option<_>| at.map(|at| format!(", {who} at {at}")).unwrap_or_default();
+        let (operators, clients) = (at("operators", operators), at("clients", clients));
+        let pages = at("HTTP", server.pages());
         writeln!(
             output,
-            "node {node} of cluster {cluster} serves {groups} at {address}{clients}{pages}; stop it with \
+            "node {node} of cluster {cluster} serves {groups} at {address}{operators}{clients}{pages}; stop it with \
              Ctrl-C or SIGTERM"
         )?;
     }

@@ -12,7 +12,7 @@ use shardhost_proto::admin::{HostStatus, PolicyMetrics};
 
 use self::findings::{certificate_left, days, findings};
 use super::catalog::Catalog;
-use super::output::{Column, by_count, client_address, counted, millis, number, reached_at, table};
+use super::output::{Column, address_for, by_count, counted, millis, number, reached_at, table};
 use super::policy_metrics::{policy_json, policy_text};
 use super::requirement::{capabilities_text, draining_text};
 use super::shown::shown;
@@ -103,14 +103,13 @@ fn policy_of(node: &Node) -> Option<(u64, &PolicyMetrics)> {
 
 /// All addresses to ask; the peers of one node are those of all.
 fn addresses(first: &Node, target: &Target) -> BTreeSet<String> {
-    let peers = first.status.peers.iter().map(|peer| peer.address.clone());
+    let peers = first.peers().map(|(_, address)| address.to_owned());
     let known = peers.filter(|address| !address.is_empty());
     known.chain(target.at.iter().cloned()).collect()
 }
 
 fn number_of(node: &Node, address: &str) -> u64 {
-    let peer = node.status.peers.iter().find(|peer| peer.address == address);
-    peer.map_or(0, |peer| peer.node)
+    node.peers().find(|(_, at)| *at == address).map_or(0, |(peer, _)| peer)
 }
 
 const COLUMNS: [Column; 14] = [
@@ -131,7 +130,7 @@ const COLUMNS: [Column; 14] = [
 ];
 
 fn as_table(nodes: &BTreeMap<u64, Node>, silent: &Silent) -> String {
-    let answered = nodes.values().map(|node| row(&node.address, &node.status));
+    let answered = nodes.values().map(|node| row(node.address_of_nodes(), &node.status));
     let missing = silent.iter().map(|(address, (node, _))| {
         let mut row = vec!["-".to_owned(); COLUMNS.len()];
         row[0] = if *node == 0 { "?".to_owned() } else { node.to_string() };
@@ -144,7 +143,7 @@ fn as_table(nodes: &BTreeMap<u64, Node>, silent: &Silent) -> String {
 fn row(address: &str, status: &HostStatus) -> Vec<String> {
     vec![
         status.node.to_string(),
-        reached_at(address, &status.client_address),
+        reached_at(address, &status.admin_address, &status.client_address),
         number(status.groups),
         number(status.leaders),
         number(status.caretakers),
@@ -172,7 +171,7 @@ fn as_json(nodes: &BTreeMap<u64, Node>, silent: &Silent, findings: &[String]) ->
 }
 
 fn node_json(node: &Node) -> Value {
-    let status = &node.status;
+    let (status, address) = (&node.status, node.address_of_nodes());
     let peers: Vec<Value> = status
         .peers
         .iter()
@@ -180,7 +179,8 @@ fn node_json(node: &Node) -> Value {
             json!({
                 "node": peer.node,
                 "address": peer.address,
-                "client_address": client_address(&peer.address, &peer.client_address),
+                "admin_address": address_for(&peer.address, &peer.admin_address),
+                "client_address": address_for(&peer.address, &peer.client_address),
                 "connected": peer.connected,
                 "live": peer.live,
                 "messages_sent": peer.messages_sent,
@@ -196,8 +196,9 @@ fn node_json(node: &Node) -> Value {
         .collect();
     json!({
         "node": status.node,
-        "address": node.address,
-        "client_address": client_address(&node.address, &status.client_address),
+        "address": address,
+        "admin_address": address_for(address, &status.admin_address),
+        "client_address": address_for(address, &status.client_address),
         "cluster": status.cluster,
         "version": status.version,
         "incarnation": status.incarnation,

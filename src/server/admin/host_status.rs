@@ -95,6 +95,8 @@ impl AdminService {
             impaired: impairment(&self.host),
             certificate_ends_ms: self.certificate_ends_ms(),
             client_address: self.client_address(self.host.node_id()),
+            admin_address: self.admin_address(self.host.node_id()),
+            address: self.address(self.host.node_id()),
             clock: clock.map(|alarm| alarm.to_string()).unwrap_or_default(),
             stalled: stalled(&statuses),
             short: short_voters(&statuses, &live),
@@ -107,9 +109,19 @@ impl AdminService {
         }
     }
 
+    /// Where nodes reach a node.
+    fn address(&self, node: NodeId) -> String {
+        self.host.directory().address(node).unwrap_or_default()
+    }
+
     /// Where clients reach a node; empty: where nodes do.
     fn client_address(&self, node: NodeId) -> String {
         self.host.own_client_address(node).unwrap_or_default()
+    }
+
+    /// Where operators reach a node; empty: where nodes do.
+    fn admin_address(&self, node: NodeId) -> String {
+        self.host.own_admin_address(node).unwrap_or_default()
     }
 
     /// When the certificate of the node ends, in Unix milliseconds; 0: it has none.
@@ -137,10 +149,9 @@ impl AdminService {
     }
 
     fn peers(&self, stats: &TransportStats) -> Vec<wire::PeerStatus> {
-        let address = |node: NodeId| self.host.directory().address(node).unwrap_or_default();
         let peers = stats.peers.iter().map(|peer| wire::PeerStatus {
             node: peer.node.get(),
-            address: address(peer.node),
+            address: self.address(peer.node),
             connected: peer.bulk.connected,
             live: peer.live,
             incarnation: peer.incarnation.unwrap_or(0),
@@ -152,6 +163,7 @@ impl AdminService {
             refused: peer.refused.clone().unwrap_or_default(),
             refused_by: peer.refused_by.clone().unwrap_or_default(),
             client_address: self.client_address(peer.node),
+            admin_address: self.admin_address(peer.node),
         });
         peers.collect()
     }

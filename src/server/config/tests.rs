@@ -87,60 +87,110 @@ fn what_makes_no_sense_is_refused_by_name() {
 }
 
 #[test]
-fn clients_have_a_listener_of_their_own_where_the_configuration_says_so() {
+fn clients_and_operators_have_listeners_of_their_own_where_the_configuration_says_so() {
     let text = "node = 1\ndata-dir = \"x\"\nlisten = \"127.0.0.1:7400\"\nalone = true\n";
     let parse = |more: &str| toml::from_str::<ServerConfig>(&format!("{text}{more}"));
-    let without = parse("").unwrap();
-    assert_eq!((without.client_listen, without.host().client_listen), (None, None));
-    let config =
-        parse("client-listen = \"localhost:7500\"\nclient-advertise = \"shop.example:75\"");
+    let host = parse("").unwrap().host();
+    assert_eq!((host.client_listen, host.admin_listen), (None, None));
+    let config = parse(
+        "client-listen = \"localhost:7500\"\nclient-advertise = \"shop.example:75\"\n\
+         admin-listen = \"127.0.0.2:7500\"\nadmin-advertise = \"office.example:75\"",
+    );
     let config = config.unwrap();
     config.validate().unwrap();
     let host = config.host();
     assert_eq!(host.client_listen, Some("127.0.0.1:7500".parse().unwrap()));
     assert_eq!(host.client_advertise.as_deref(), Some("shop.example:75"));
-    let wrong = parse("client-listen = \"shop.example:7500\"").unwrap_err().to_string();
-    assert!(wrong.contains("cannot listen on") && wrong.contains("line 5"), "{wrong}");
+    assert_eq!(host.admin_listen, Some("127.0.0.2:7500".parse().unwrap()));
+    assert_eq!(host.admin_advertise.as_deref(), Some("office.example:75"));
+    for key in ["client-listen", "admin-listen"] {
+        let wrong = parse(&format!("{key} = \"shop.example:7500\"")).unwrap_err().to_string();
+        assert!(wrong.contains("cannot listen on") && wrong.contains("line 5"), "{wrong}");
+    }
+}
+
+/// The settings of a listener for some alone.
+struct Apart {
+    listen: fn(&mut ServerConfig) -> &mut Option<SocketAddr>,
+    advertise: fn(&mut ServerConfig) -> &mut Option<String>,
+    keys: [&'static str; 2],
+}
+
+const APART: [Apart; 2] = [
+    Apart {
+        listen: |config| &mut config.client_listen,
+        advertise: |config| &mut config.client_advertise,
+        keys: ["client-listen", "client-advertise"],
+    },
+    Apart {
+        listen: |config| &mut config.admin_listen,
+        advertise: |config| &mut config.admin_advertise,
+        keys: ["admin-listen", "admin-advertise"],
+    },
+];
+
+fn at(address: &str) -> Option<SocketAddr> {
+    Some(address.parse().unwrap())
 }
 
 #[test]
-fn an_address_for_clients_that_makes_no_sense_is_refused_by_name() {
-    let refused = |change: &dyn Fn(&mut ServerConfig)| {
-        let mut config = example();
-        config.client_listen = Some("127.0.0.1:7502".parse().unwrap());
-        config.validate().unwrap();
-        change(&mut config);
-        config.validate().unwrap_err().to_string()
-    };
-    let at = |address: &str| Some(address.parse().unwrap());
-    let same = refused(&|c| c.client_listen = Some(c.listen));
-    assert!(same.contains("`client-listen`") && same.contains("`listen`"), "{same}");
-    let everywhere = refused(&|c| {
-        c.insecure = true;
-        c.client_listen = at("0.0.0.0:7402");
-    });
-    assert!(everywhere.contains("`client-listen`") && everywhere.contains("`listen`"));
-    let of_other = refused(&|c| c.client_listen = at("127.0.0.1:7401"));
-    assert!(of_other.starts_with("`client-listen`") && of_other.contains("node 1"), "{of_other}");
-    let of_own = refused(&|c| c.client_advertise = Some("127.0.0.1:7402".to_owned()));
-    assert!(of_own.starts_with("`client-advertise`") && of_own.contains("node 2"), "{of_own}");
-    for everywhere in ["0.0.0.0:7500", "[::]:7500"] {
-        let nowhere = refused(&|c| c.client_advertise = Some(everywhere.to_owned()));
-        assert!(nowhere.contains("cannot connect"), "{nowhere}");
+fn an_address_for_clients_or_operators_that_makes_no_sense_is_refused_by_name() {
+    for Apart { listen, advertise, keys: [listen_key, advertise_key] } in APART {
+        let refused = |key: &str, change: &dyn Fn(&mut ServerConfig)| {
+            let mut config = example();
+            *listen(&mut config) = at("127.0.0.1:7502");
+            config.validate().unwrap();
+            change(&mut config);
+            let refused = config.validate().unwrap_err().to_string();
+            assert!(refused.starts_with(&format!("`{key}`")), "{refused}");
+            refused
+        };
+        let same = refused(listen_key, &|c| *listen(c) = Some(c.listen));
+        assert!(same.contains("`listen`"), "{same}");
+        let everywhere = refused(listen_key, &|c| {
+            c.insecure = true;
+            *listen(c) = at("0.0.0.0:7402");
+        });
+        assert!(everywhere.contains("`listen`"), "{everywhere}");
+        let of_other = refused(listen_key, &|c| *listen(c) = at("127.0.0.1:7401"));
+        assert!(of_other.contains("node 1"), "{of_other}");
+        let of_own = refused(advertise_key, &|c| *advertise(c) = Some("127.0.0.1:7402".to_owned()));
+        assert!(of_own.contains("node 2"), "{of_own}");
+        for everywhere in ["0.0.0.0:7500", "[::]:7500"] {
+            let nowhere = refused(advertise_key, &|c| *advertise(c) = Some(everywhere.to_owned()));
+            assert!(nowhere.contains("cannot connect"), "{nowhere}");
+        }
+        let no_port = refused(advertise_key, &|c| *advertise(c) = Some("shop.example".to_owned()));
+        assert!(no_port.contains("port"), "{no_port}");
+        let alone = refused(advertise_key, &|c| {
+            *listen(c) = None;
+            *advertise(c) = Some("shop.example:7500".to_owned());
+        });
+        assert!(alone.contains(&format!("`{listen_key}`")), "{alone}");
+        let open = refused(listen_key, &|c| *listen(c) = at("10.0.0.2:7500"));
+        assert!(open.contains("--insecure"), "{open}");
+        // Two free ports are two addresses.
+        let mut free = ServerConfig::alone("data");
+        (free.listen, *listen(&mut free)) = ("127.0.0.1:0".parse().unwrap(), at("127.0.0.1:0"));
+        free.validate().unwrap();
     }
-    let no_port = refused(&|c| c.client_advertise = Some("shop.example".to_owned()));
-    assert!(no_port.starts_with("`client-advertise`") && no_port.contains("port"), "{no_port}");
-    let alone = refused(&|c| {
-        c.client_listen = None;
-        c.client_advertise = Some("shop.example:7500".to_owned());
-    });
-    assert!(alone.contains("`client-advertise`") && alone.contains("`client-listen`"), "{alone}");
-    let open = refused(&|c| c.client_listen = at("10.0.0.2:7500"));
-    assert!(open.starts_with("`client-listen`") && open.contains("--insecure"), "{open}");
-    // Two free ports are two addresses.
-    let mut free = ServerConfig::alone("data");
-    (free.listen, free.client_listen) = ("127.0.0.1:0".parse().unwrap(), at("127.0.0.1:0"));
-    free.validate().unwrap();
+}
+
+#[test]
+fn operators_and_clients_do_not_share_a_listener_that_is_not_that_of_all() {
+    let config = |client: &str, admin: &str| {
+        let mut config = example();
+        (config.client_listen, config.admin_listen) = (at(client), at(admin));
+        config
+    };
+    config("127.0.0.1:7502", "127.0.0.1:7602").validate().unwrap();
+    config("127.0.0.1:0", "127.0.0.1:0").validate().unwrap();
+    let same = config("127.0.0.1:7502", "127.0.0.1:7502").validate().unwrap_err().to_string();
+    assert!(same.starts_with("`client-listen`") && same.contains("`admin-listen`"), "{same}");
+    let mut config = config("127.0.0.1:7502", "127.0.0.1:7602");
+    config.client_advertise = Some("127.0.0.1:7602".to_owned());
+    let same = config.validate().unwrap_err().to_string();
+    assert!(same.starts_with("`client-advertise`") && same.contains("operators"), "{same}");
 }
 
 #[test]

@@ -25,6 +25,69 @@ fn clash(one: SocketAddr, other: SocketAddr) -> bool {
     one.port() == other.port() && one.port() != 0 && (everywhere || one.ip() == other.ip())
 }
 
+/// A listener of some alone, as the configuration names it.
+struct Apart<'a> {
+    who: &'static str,
+    key: &'static str,
+    listen: Option<SocketAddr>,
+    advertise_key: &'static str,
+    advertise: Option<&'a str>,
+}
+
+impl Apart<'_> {
+    fn check_beside(
+        &self,
+        listen: SocketAddr,
+        others: &[(&str, SocketAddr)],
+    ) -> Result<(), ConfigError> {
+        let Self { who, key, .. } = *self;
+        let Some((other, at)) = others.iter().find(|(_, other)| clash(*other, listen)) else {
+            return Ok(());
+        };
+        let message = format!(
+            "{listen} and `{other}`, {at}, are one address; give {who} another one, or leave this out to serve them \
+             at `listen`"
+        );
+        Err(wrong(key, message))
+    }
+
+    /// Where they reach it is not where nodes are reached, and somewhere.
+    fn check_reached(&self, nodes: &BTreeMap<NodeId, String>) -> Result<(), ConfigError> {
+        let Self { who, key, listen, advertise_key, advertise } = *self;
+        if let Some(address) = advertise {
+            let refused = |message| Err(wrong(advertise_key, message));
+            if listen.is_none() {
+                return refused(format!(
+                    "it names where {who} reach `{key}`, {address}, and that is not set; set it, or leave this out"
+                ));
+            }
+            check_address(address).map_err(|error| wrong(advertise_key, error.to_string()))?;
+            if address.parse().is_ok_and(|socket: SocketAddr| socket.ip().is_unspecified()) {
+                return refused(format!(
+                    "{who} cannot connect to {address}; name the address of this machine"
+                ));
+            }
+        }
+        let Some((key, address)) = self.reached() else { return Ok(()) };
+        let Some((node, _)) = nodes.iter().find(|(_, of_node)| **of_node == address) else {
+            return Ok(());
+        };
+        let message = format!(
+            "{address} is that of node {node} among `nodes`, where nodes reach it; give {who} another one"
+        );
+        Err(wrong(key, message))
+    }
+
+    /// Where they reach it, and what says so. Port 0 becomes another one.
+    fn reached(&self) -> Option<(&'static str, String)> {
+        let listen = self.listen?;
+        match self.advertise {
+            Some(address) => Some((self.advertise_key, address.to_owned())),
+            None => (listen.port() != 0).then(|| (self.key, listen.to_string())),
+        }
+    }
+}
+
 impl ServerConfig {
     /// Checks what the types do not.
     ///
@@ -118,59 +181,61 @@ impl ServerConfig {
             let bounds = format!("it must be {least} to {MAX_CLIENT_MEMORY_MIB}");
             return Err(wrong("client-memory-mib", bounds));
         }
-        self.validate_client_listener()?;
+        self.validate_apart()?;
         self.validate_http_listener()?;
         self.validate_listeners()
     }
 
-    /// The listener of clients is another one, and so is where they reach it.
-    fn validate_client_listener(&self) -> Result<(), ConfigError> {
-        let Some(clients) = self.client_listen else {
-            let Some(address) = &self.client_advertise else { return Ok(()) };
-            let message = format!(
-                "it names where clients reach `client-listen`, {address}, and that is not set; set it, or leave \
-                 this out"
-            );
-            return Err(wrong("client-advertise", message));
-        };
-        if clash(self.listen, clients) {
-            let message = format!(
-                "{clients} and `listen`, {}, are one address; give clients another one, or leave this out to serve \
-                 all at `listen`",
-                self.listen
-            );
-            return Err(wrong("client-listen", message));
-        }
-        let (key, address) = match &self.client_advertise {
-            Some(address) => ("client-advertise", address.clone()),
-            None => ("client-listen", clients.to_string()),
-        };
-        if self.client_advertise.is_some() {
-            check_address(&address).map_err(|error| wrong(key, error.to_string()))?;
-            if address.parse().is_ok_and(|socket: SocketAddr| socket.ip().is_unspecified()) {
-                let message = format!(
-                    "clients cannot connect to {address}; name the address of this machine"
-                );
-                return Err(wrong(key, message));
-            }
-        }
+    /// Each listener has an address of its own, and so has where it is reached.
+    fn validate_apart(&self) -> Result<(), ConfigError> {
+        let [admin, client] = self.apart();
         let nodes = self.node_addresses()?;
-        let Some((node, _)) = nodes.iter().find(|(_, of_node)| **of_node == address) else {
-            return Ok(());
+        let mut others = vec![("listen", self.listen)];
+        for apart in [&admin, &client] {
+            let Some(listen) = apart.listen else { continue };
+            apart.check_beside(listen, &others)?;
+            others.push((apart.key, listen));
+        }
+        for apart in [&admin, &client] {
+            apart.check_reached(&nodes)?;
+        }
+        if let (Some((_, admin)), Some((key, client))) = (admin.reached(), client.reached())
+            && admin == client
+        {
+            let message =
+                format!("{client} is where operators reach this node; give clients another one");
+            return Err(wrong(key, message));
+        }
+        Ok(())
+    }
+
+    /// The listeners beside `listen`.
+    fn apart(&self) -> [Apart<'_>; 2] {
+        let admin = Apart {
+            who: "operators",
+            key: "admin-listen",
+            listen: self.admin_listen,
+            advertise_key: "admin-advertise",
+            advertise: self.admin_advertise.as_deref(),
         };
-        let message = format!(
-            "{address} is that of node {node} among `nodes`, where nodes reach it; give clients another one"
-        );
-        Err(wrong(key, message))
+        let client = Apart {
+            who: "clients",
+            key: "client-listen",
+            listen: self.client_listen,
+            advertise_key: "client-advertise",
+            advertise: self.client_advertise.as_deref(),
+        };
+        [admin, client]
     }
 
     /// The listener for HTTP is another one than those for calls.
     fn validate_http_listener(&self) -> Result<(), ConfigError> {
         let Some(http) = self.http_listen else { return Ok(()) };
-        let others = [("listen", Some(self.listen)), ("client-listen", self.client_listen)];
-        let same = others.into_iter().find_map(|(key, address)| {
-            address.filter(|address| clash(*address, http)).map(|address| (key, address))
-        });
+        let apart = self.apart().map(|apart| (apart.key, apart.listen));
+        let same =
+            [("listen", Some(self.listen))].into_iter().chain(apart).find_map(|(key, address)| {
+                address.filter(|address| clash(*address, http)).map(|address| (key, address))
+            });
         let Some((key, address)) = same else { return Ok(()) };
         let message =
             format!("{http} and `{key}`, {address}, are one address; give HTTP another one");
@@ -186,11 +251,9 @@ impl ServerConfig {
         if self.tls.is_some() || self.insecure {
             return Ok(());
         }
-        let listeners = [
-            ("listen", Some(self.listen)),
-            ("client-listen", self.client_listen),
-            ("http-listen", self.http_listen),
-        ];
+        let apart = self.apart().map(|apart| (apart.key, apart.listen));
+        let own = [("listen", Some(self.listen)), ("http-listen", self.http_listen)];
+        let listeners = own.into_iter().chain(apart);
         let reached = listeners.into_iter().find_map(|(key, address)| {
             address.filter(|address| !address.ip().is_loopback()).map(|address| (key, address))
         });

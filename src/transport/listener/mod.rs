@@ -8,8 +8,8 @@
 //! once a minute, keeps its place. A client that is not known, which may ask for health alone, stays
 //! silent, and its connection ends. Accepting continues whatever fails, at a bounded pace.
 //!
-//! A host may have a listener for clients alone: each counts its connections apart, so none of one listener is
-//! in the way of those of the other.
+//! Operators and clients may have listeners of their own: each counts its connections apart, so none of one
+//! listener is in the way of those of another.
 
 mod admit;
 mod authorize;

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use shardhost_proto::methods::{Audience, Audiences};
 use shardhost_security::Caller;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -50,20 +51,23 @@ impl ConnectionLimits {
         }
     }
 
-    /// Divides the shares between a listener of peers and operators and one of clients. Those who are not known
-    /// count as clients: without TLS operators do, so the first listener has a ninth of the clients' share.
+    /// Divides the shares among listeners, by who is served there: that of peers goes to the listener of nodes,
+    /// that of operators to theirs, and all have the same of those without a request. Those who are not known
+    /// count as clients, and so do nodes that ask no peer's service: a listener without clients has a ninth of
+    /// their share.
     #[must_use]
-    pub fn divided(self) -> [Self; 2] {
-        let (silent, few) = ((self.silent / 2).max(1), (self.clients / 9).max(1));
-        let main = Self { silent, clients: few, ..self };
-        let clients = Self {
-            silent: self.silent.saturating_sub(silent).max(1),
-            clients: self.clients.saturating_sub(few).max(1),
-            operators: 0,
-            peers: 0,
-            ..self
+    pub fn divided(self, listeners: &[Audiences]) -> Vec<Self> {
+        let without = listeners.iter().filter(|served| !served.has(Audience::Clients)).count();
+        let (silent, few) = (self.silent / listeners.len().max(1), (self.clients / 9).max(1));
+        let many = self.clients.saturating_sub(few * without).max(1);
+        let of = |served: &Audiences| Self {
+            silent: silent.max(1),
+            clients: if served.has(Audience::Clients) { many } else { few },
+            operators: if served.has(Audience::Operators) { self.operators } else { 0 },
+            peers: if served.has(Audience::Nodes) { self.peers } else { 0 },
+            first_request: self.first_request,
         };
-        [main, clients]
+        listeners.iter().map(of).collect()
     }
 }
 
@@ -440,17 +444,33 @@ mod tests {
     }
 
     #[test]
-    fn two_listeners_have_no_more_connections_than_one() {
-        for connections in [0, 1, 20, 64, 512, 8_192] {
+    fn several_listeners_have_no_more_connections_than_one_and_each_has_those_of_whom_it_serves() {
+        use Audience::{Clients, Nodes, Operators};
+        let sets: [&[&[Audience]]; 4] = [
+            &[&[Nodes, Operators, Clients]],
+            &[&[Nodes, Operators], &[Clients]],
+            &[&[Nodes, Clients], &[Operators]],
+            &[&[Nodes], &[Operators], &[Clients]],
+        ];
+        for (connections, served) in
+            [0, 1, 20, 64, 512, 8_192].into_iter().flat_map(|count| sets.map(|set| (count, set)))
+        {
             let one = ConnectionLimits::of(connections);
-            let [main, clients] = one.divided();
-            let sum = |of: fn(&ConnectionLimits) -> usize| of(&main) + of(&clients);
-            assert!(sum(|limits| limits.silent) <= one.silent.max(2), "{main:?} {clients:?}");
-            assert!(sum(|limits| limits.clients) <= one.clients.max(2), "{main:?} {clients:?}");
+            let served: Vec<Audiences> = served.iter().map(|set| Audiences::of(set)).collect();
+            let all = one.divided(&served);
+            let sum = |of: fn(&ConnectionLimits) -> usize| all.iter().map(of).sum::<usize>();
+            let count = served.len();
+            assert!(sum(|limits| limits.silent) <= one.silent.max(count), "{all:?}");
+            assert!(sum(|limits| limits.clients) <= one.clients.max(count), "{all:?}");
             assert_eq!(sum(|limits| limits.operators), one.operators);
-            assert_eq!((main.peers, clients.peers), (one.peers, 0));
-            for limits in [main, clients] {
+            assert_eq!(sum(|limits| limits.peers), one.peers);
+            for (limits, served) in all.iter().zip(&served) {
                 assert!(limits.silent > 0 && limits.clients > 0, "{limits:?}");
+                assert_eq!(limits.operators > 0, served.has(Operators) && one.operators > 0);
+                assert_eq!(limits.peers > 0, served.has(Nodes), "{limits:?}");
+            }
+            if let [alone] = all[..] {
+                assert_eq!(alone, one);
             }
         }
     }
