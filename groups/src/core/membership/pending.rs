@@ -3,6 +3,7 @@
 use shardhost_storage::NodeId;
 
 use super::{MembershipCompletion, MembershipRequest};
+use crate::core::lease::Round;
 
 /// A change with a caller that waits. Forgotten with the leadership.
 #[derive(Debug)]
@@ -14,12 +15,19 @@ pub(super) struct PendingChange {
     pub completion: MembershipCompletion,
 }
 
+/// A change that is not proposed yet: members that it depends on were asked, and have to answer.
+#[derive(Debug)]
+pub(super) struct HeldChange {
+    pub request: MembershipRequest,
+    /// When they were.
+    pub round: Round,
+}
+
 /// Changes in progress.
 #[derive(Debug, Default)]
 pub(in crate::core) struct Changes {
     waiting: Option<Box<PendingChange>>,
-    /// One that is not proposed yet: members that it depends on had no time to answer.
-    held: Option<Box<MembershipRequest>>,
+    held: Option<Box<HeldChange>>,
     /// Where a change of the requirement stands that this leader proposed; 0: there is none.
     requirement: u64,
 }
@@ -33,13 +41,13 @@ impl Changes {
         self.held.is_some()
     }
 
-    /// Holds a request. There is none before it.
-    pub(super) fn hold(&mut self, request: MembershipRequest) {
-        self.held = Some(Box::new(request));
+    /// Holds a change. There is none before it.
+    pub(super) fn hold(&mut self, held: HeldChange) {
+        self.held = Some(Box::new(held));
     }
 
-    pub(super) fn take_held(&mut self) -> Option<MembershipRequest> {
-        self.held.take().map(|request| *request)
+    pub(super) fn take_held(&mut self) -> Option<HeldChange> {
+        self.held.take().map(|held| *held)
     }
 
     /// A caller waits for this change; gives the one that waited before.
