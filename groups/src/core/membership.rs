@@ -427,7 +427,7 @@ impl GroupCore {
     /// is left, the addition of a voter when that has its vote.
     pub(super) fn resolve_change(&mut self, entry: &Entry, effects: &mut Effects) {
         let (joint, incoming) = (self.joint, self.membership.incoming.is_some());
-        if let Some(pending) = self.changes.take_over(entry.index, joint, incoming) {
+        for pending in self.changes.take_over(entry.index, joint, incoming) {
             self.answer_change(pending, effects);
         }
     }
@@ -445,7 +445,7 @@ impl GroupCore {
     /// An entry that is no change was committed: the change that was proposed there is gone.
     pub(super) fn supersede_change(&mut self, entry: &Entry, effects: &mut Effects) {
         let group = self.id;
-        if let Some(pending) = self.changes.take_at(entry.index) {
+        for pending in self.changes.take_at(entry.index) {
             let error = MembershipError::Superseded { group };
             effects.membership_replies.push((pending.completion, Err(error)));
         }
@@ -459,7 +459,7 @@ impl GroupCore {
 
     pub(super) fn fail_change(&mut self, error: &MembershipError, effects: &mut Effects) {
         self.refuse_held_change(error, effects);
-        if let Some(pending) = self.changes.take() {
+        for pending in self.changes.take_all() {
             effects.membership_replies.push((pending.completion, Err(error.clone())));
         }
     }
@@ -471,11 +471,11 @@ impl GroupCore {
         self.fail_change(&MembershipError::Unknown { group, cause }, effects);
     }
 
-    /// A caller that waited too long gets an unknown outcome.
+    /// Callers that waited too long get an unknown outcome.
     pub(super) fn expire_change(&mut self, effects: &mut Effects) {
         let limit = u64::from(self.config.propose_give_up_ticks);
         let group = self.id;
-        if let Some(pending) = self.changes.take_expired(self.ticks, limit) {
+        for pending in self.changes.take_expired(self.ticks, limit) {
             let error = MembershipError::Unknown { group, cause: UnknownCause::Timeout };
             effects.membership_replies.push((pending.completion, Err(error)));
         }
