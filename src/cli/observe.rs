@@ -76,6 +76,12 @@ impl Observer {
         Ok(Self { channels, shards, all: false })
     }
 
+    /// A host is reached at this address from now on.
+    pub fn set(&mut self, node: u64, address: &str) -> anyhow::Result<()> {
+        self.channels.insert(node, admin(address)?);
+        Ok(())
+    }
+
     /// The same for all groups, the catalog's too.
     #[must_use]
     pub fn of_all_groups(self) -> Self {

@@ -2,10 +2,18 @@
 
 use std::time::{Duration, Instant};
 
+use shardhost_client::security::channel::Security;
+use shardhost_proto::admin::StatusRequest;
+use shardhost_proto::admin::admin_client::AdminClient;
+use shardhost_proto::client::ShardsRequest;
+use shardhost_proto::client::directory_client::DirectoryClient;
+use shardhost_proto::shard_map::TABLE_KIND;
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tonic::Code;
+use tonic::transport::{Channel, Endpoint};
 
 use super::host::{Host, open_files};
 use super::needs::{Need, are_there};
@@ -46,6 +54,45 @@ async fn connections_that_say_nothing_end_and_keep_nobody_out() {
     };
     timeout(Duration::from_secs(30), ended).await.expect("all of them end");
     host.serves("afterwards").await;
+}
+
+async fn channel(address: &str) -> Channel {
+    Endpoint::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap()
+}
+
+/// Without certificates operators count as clients.
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_keep_all_their_places_keep_no_operator_out_at_another_listener() {
+    if !are_there(
+        "clients_that_keep_all_their_places_keep_no_operator_out_at_another_listener",
+        &[Need::Limits],
+    ) {
+        return;
+    }
+    for (apart, served) in [(&["--admin-listen", "127.0.0.1:0"][..], true), (&[], false)] {
+        let directory = TempDir::new().unwrap();
+        let before = format!("ulimit -n {LIMIT};");
+        let host = Host::secured(directory.path(), &before, apart, Security::default());
+        let mut kept = Vec::new();
+        let full = loop {
+            let mut client = DirectoryClient::new(channel(&host.client_address).await);
+            match client.shards(ShardsRequest { kind: TABLE_KIND.to_owned() }).await {
+                Ok(_) => kept.push(client),
+                Err(refused) => break refused,
+            }
+            assert!(kept.len() < LIMIT, "there is no bound");
+        };
+        assert_eq!(full.code(), Code::ResourceExhausted, "{full}");
+        let mut admin = AdminClient::new(channel(&host.admin_address).await);
+        let status = admin.status(StatusRequest {}).await;
+        match status {
+            Ok(_) => assert!(served, "it has a place that is for clients"),
+            Err(refused) => {
+                assert!(!served, "{refused}");
+                assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+            }
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -21,6 +21,8 @@ pub struct Host {
     pub address: String,
     /// Where it serves clients.
     pub client_address: String,
+    /// The same for operators.
+    pub admin_address: String,
     security: Security,
     /// No one reads it unless a test does.
     pub stderr: Option<ChildStderr>,
@@ -58,12 +60,13 @@ impl Host {
         });
         let stderr = child.stderr.take();
         let security = Security::default();
-        let (address, client_address) = (String::new(), String::new());
-        let mut host = Self { child, address, client_address, security, stderr };
+        let [address, client_address, admin_address] = [(); 3].map(|()| String::new());
+        let mut host = Self { child, address, client_address, admin_address, security, stderr };
         let line = line.recv_timeout(TIMEOUT).expect("it starts in time");
         let started: Value = serde_json::from_str(&line).expect("it says that it serves");
         host.address = started["address"].as_str().unwrap().to_owned();
         host.client_address = started["client_address"].as_str().unwrap().to_owned();
+        host.admin_address = started["admin_address"].as_str().unwrap().to_owned();
         host
     }
 

@@ -346,6 +346,12 @@ async fn a_rolling_restart_needs_a_command_or_a_check() {
     assert_eq!(both.code, 2, "{both:?}");
 }
 
+/// Free ports of an address, one for each of three nodes.
+fn free_ports(host: Ipv4Addr) -> BTreeMap<u64, String> {
+    let sockets: Vec<_> = (0..3).map(|_| TcpListener::bind((host, 0)).unwrap()).collect();
+    (1..).zip(sockets.iter().map(|s| s.local_addr().unwrap().to_string())).collect()
+}
+
 /// Hosts that a shell starts and stops, as a service manager does. Ended when dropped.
 struct Managed<'a> {
     directory: &'a Path,
@@ -353,24 +359,10 @@ struct Managed<'a> {
 }
 
 impl<'a> Managed<'a> {
-    async fn start(directory: &'a Path) -> Self {
-        // Free ports of an address that no other test listens at.
-        let host = Ipv4Addr::new(127, 0, 7, 1);
-        let sockets: Vec<_> = (0..3).map(|_| TcpListener::bind((host, 0)).unwrap()).collect();
-        let addresses = (1..).zip(sockets.iter().map(|s| s.local_addr().unwrap().to_string()));
-        let addresses: BTreeMap<u64, String> = addresses.collect();
-        drop(sockets);
-        let nodes: String = addresses.iter().map(|(id, at)| format!("{id} = \"{at}\"\n")).collect();
-        for (node, address) in &addresses {
-            let data = directory.join(format!("data-{node}"));
-            let config = format!(
-                "node = {node}\nlisten = \"{address}\"\ndata-dir = \"{}\"\n[nodes]\n{nodes}[shards]\n\
-                 tables = 3\n",
-                data.display()
-            );
-            std::fs::write(directory.join(format!("{node}.toml")), config).unwrap();
-        }
-        let managed = Self { directory, addresses };
+    /// Starts three at an address that no other test listens at.
+    async fn start(directory: &'a Path, host: Ipv4Addr) -> Self {
+        let managed = Self { directory, addresses: free_ports(host) };
+        managed.configure(&BTreeMap::new());
         for node in managed.addresses.keys() {
             let started = std::process::Command::new("sh")
                 .args(["-c", &managed.start_command()])
@@ -379,6 +371,23 @@ impl<'a> Managed<'a> {
             assert!(started.unwrap().success());
         }
         managed
+    }
+
+    /// Writes their configurations, in which these have listeners for operators.
+    fn configure(&self, operators: &BTreeMap<u64, String>) {
+        let lines = self.addresses.iter().map(|(id, at)| format!("{id} = \"{at}\"\n"));
+        let nodes: String = lines.collect();
+        for (node, address) in &self.addresses {
+            let data = self.directory.join(format!("data-{node}"));
+            let admin = operators.get(node).map(|at| format!("admin-listen = \"{at}\"\n"));
+            let config = format!(
+                "node = {node}\nlisten = \"{address}\"\n{}data-dir = \"{}\"\n[nodes]\n{nodes}[shards]\n\
+                 tables = 3\n",
+                admin.unwrap_or_default(),
+                data.display()
+            );
+            std::fs::write(self.directory.join(format!("{node}.toml")), config).unwrap();
+        }
     }
 
     fn start_command(&self) -> String {
@@ -424,7 +433,7 @@ impl Drop for Managed<'_> {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_host_of_a_running_cluster_is_restarted_by_a_command() {
     let directory = TempDir::new().unwrap();
-    let cluster = Managed::start(directory.path()).await;
+    let cluster = Managed::start(directory.path(), Ipv4Addr::new(127, 0, 7, 1)).await;
     let at = cluster.at();
     for address in cluster.addresses.values() {
         until("it answers", || std::net::TcpStream::connect(address).is_ok()).await;
@@ -449,5 +458,37 @@ async fn every_host_of_a_running_cluster_is_restarted_by_a_command() {
             break;
         }
         assert!(Instant::now() < deadline, "{status}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rolling_restart_gives_a_cluster_listeners_for_operators_and_takes_them_away() {
+    let directory = TempDir::new().unwrap();
+    let cluster = Managed::start(directory.path(), Ipv4Addr::new(127, 0, 7, 2)).await;
+    let (at, command) = (cluster.at(), cluster.restart_command());
+    let operators = free_ports(Ipv4Addr::new(127, 0, 7, 3));
+    let at_operators = operators.values().cloned().collect::<Vec<_>>().join(",");
+    for (apart, before, after) in
+        [(operators, &at, &at_operators), (BTreeMap::new(), &at_operators, &at)]
+    {
+        until_well(before).await;
+        cluster.configure(&apart);
+        let restart = ["rolling-restart", "--with", &command, "--at", before, "--timeout", "60"];
+        run(&restart).await.ok();
+        until_well(after).await;
+        let wrong = run(&["status", "--at", before]).await;
+        assert_ne!(wrong.code, 0, "{wrong:?}");
+    }
+}
+
+/// Waits until all is well with a cluster.
+async fn until_well(at: &str) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let status = run(&["status", "--at", at]).await;
+        if status.code == 0 {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{status:?}");
     }
 }

@@ -23,9 +23,10 @@ const LOOK: Duration = Duration::from_millis(100);
 
 /// Restarts all hosts, one after the other.
 pub async fn run(command: &str, deadline: Duration, target: &Target) -> anyhow::Result<ExitCode> {
-    let fleet = Fleet::meet(target, deadline).await?;
+    let mut fleet = Fleet::meet(target, deadline).await?;
+    let numbers: Vec<u64> = fleet.nodes.keys().copied().collect();
     let mut done = Vec::new();
-    for node in fleet.nodes.keys().copied() {
+    for node in numbers {
         let restarted = fleet.restart(node, command).await;
         let restarted = restarted.with_context(|| fleet.stands(node, &done))?;
         if !target.json {
@@ -106,7 +107,7 @@ impl Fleet {
         Ok(Self { nodes, observer, deadline })
     }
 
-    async fn restart(&self, number: u64, command: &str) -> anyhow::Result<Restarted> {
+    async fn restart(&mut self, number: u64, command: &str) -> anyhow::Result<Restarted> {
         let node = self.nodes.get(&number).context("it is gone")?;
         let drained = drain::drain(number, &node.address, OWNER).await?;
         if drained.left > 0 {
@@ -115,20 +116,26 @@ impl Fleet {
         }
         let began = Instant::now();
         carry_out(command, node).await?;
-        self.await_back(node).await?;
+        let back = self.await_back(node).await?;
         let down = began.elapsed();
+        // It may have another configuration now.
+        self.observer.set(number, &back.address)?;
         self.observer.await_caught_up(number, self.deadline).await?;
-        drain::end(number, &node.address).await?;
+        drain::end(number, &back.address).await?;
+        self.nodes.insert(number, back);
         Ok(Restarted { node: number, drained, down, caught_up: began.elapsed() - down })
     }
 
-    /// Waits until the host answers as another process than before.
-    async fn await_back(&self, node: &Node) -> anyhow::Result<()> {
+    /// Waits until the host answers as another process than before, to operators or where nodes reach it: it may
+    /// have another listener for operators now, or none.
+    async fn await_back(&self, node: &Node) -> anyhow::Result<Node> {
         let deadline = Instant::now() + self.deadline;
         let before = node.status.incarnation;
+        let mut addresses = [node.address.as_str(), node.address_of_nodes()].into_iter().cycle();
         loop {
-            let trouble = match Node::connect(&node.address).await {
-                Ok(node) if node.status.incarnation != before => return Ok(()),
+            let address = addresses.next().unwrap_or_default();
+            let trouble = match Node::connect(address).await {
+                Ok(node) if node.status.incarnation != before => return Ok(node),
                 Ok(_) => "the command ended, but the process that ran before still answers".into(),
                 Err(error) => format!("the command ended, but {error:#}"),
             };
