@@ -126,6 +126,7 @@ fn an_address_for_clients_that_makes_no_sense_is_refused_by_name() {
     assert!(of_own.starts_with("`client-advertise`") && of_own.contains("node 2"), "{of_own}");
     for everywhere in ["0.0.0.0:7500", "[::]:7500"] {
         let nowhere = refused(&|c| c.client_advertise = Some(everywhere.to_owned()));
+        assert!(nowhere.starts_with("`client-advertise`"), "{nowhere}");
         assert!(nowhere.contains("cannot connect"), "{nowhere}");
     }
     let no_port = refused(&|c| c.client_advertise = Some("shop.example".to_owned()));
@@ -186,6 +187,18 @@ fn an_address_is_a_host_and_a_port() {
         config.nodes.insert("1".to_owned(), bad.to_owned());
         let refused = config.validate().unwrap_err().to_string();
         assert!(refused.contains("that of node 1"), "{refused}");
+    }
+}
+
+/// Each node would take it for itself.
+#[test]
+fn a_node_is_reached_at_an_address_of_its_own() {
+    for everywhere in ["0.0.0.0:7400", "[::]:7400", "[::ffff:0.0.0.0]:7400"] {
+        let mut config = example();
+        config.nodes.insert("1".to_owned(), everywhere.to_owned());
+        let refused = config.validate().unwrap_err().to_string();
+        assert!(refused.contains("that of node 1"), "{refused}");
+        assert!(refused.contains("all addresses of a machine"), "{refused}");
     }
 }
 
