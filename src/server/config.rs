@@ -48,7 +48,7 @@ use shardhost_proto::shard_map::{QUEUE_KIND as QUEUE, TABLE_KIND as TABLE};
 use shardhost_proto::version::ClusterVersion;
 
 pub use self::error::ConfigError;
-pub use shardhost::transport::address::{AddressError, check_address};
+pub use shardhost::transport::address::{AddressError, check_address, check_reachable};
 pub use shardhost_proto::shard_map::MAX_SHARDS;
 
 /// What a server is started from. Equal on all nodes but for `node`, `data-dir`, `capabilities`, and where it

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use shardhost::driver::SYSTEM_GROUP;
-use shardhost::transport::address::check_address;
+use shardhost::transport::address::check_reachable;
 use shardhost_policy::catalog::{MAX_REPLACE_AFTER_MS, MIN_REPLACE_AFTER_MS, Name, Subject};
 use shardhost_policy::planner::snapshot::MAX_WEIGHT;
 use shardhost_proto::shard_map::MAX_SHARDS;
@@ -61,12 +61,7 @@ impl Apart<'_> {
                     "it names where {who} reach `{key}`, {address}, and that is not set; set it, or leave this out"
                 ));
             }
-            check_address(address).map_err(|error| wrong(advertise_key, error.to_string()))?;
-            if address.parse().is_ok_and(|socket: SocketAddr| socket.ip().is_unspecified()) {
-                return refused(format!(
-                    "{who} cannot connect to {address}; name the address of this machine"
-                ));
-            }
+            check_reachable(address).map_err(|error| wrong(advertise_key, error.to_string()))?;
         }
         let Some((key, address)) = self.reached() else { return Ok(()) };
         let Some((node, _)) = nodes.iter().find(|(_, of_node)| **of_node == address) else {
@@ -301,7 +296,7 @@ impl ServerConfig {
             let node = number.parse().ok().and_then(NodeId::new).ok_or_else(|| {
                 wrong("nodes", format!("`{number}` is no number of a node; they start at 1"))
             })?;
-            check_address(address)
+            check_reachable(address)
                 .map_err(|error| wrong("nodes", format!("that of node {node}: {error}")))?;
             if nodes.insert(node, address.clone()).is_some() {
                 return Err(wrong(
