@@ -498,6 +498,7 @@ pub(super) async fn query_here(host: &Host, query: Bytes) -> Result<Bytes, Strin
 
 #[cfg(test)]
 mod tests {
+    use shardhost_proto::methods::Audience;
     use tokio::net::TcpListener;
     use tokio_stream::wrappers::TcpListenerStream;
     use tonic::service::Routes;
@@ -511,7 +512,8 @@ mod tests {
     async fn a_command_that_is_sent_where_only_clients_are_served_was_not_taken() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let served = Served::Clients { others_at: "o:1".to_owned() };
+        let others = [Audience::Nodes, Audience::Operators].map(|one| (one, "o:1".to_owned()));
+        let served = Served::all_but(others.into());
         let server = Server::builder().add_routes(only(Routes::default(), served));
         tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
         let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
