@@ -9,6 +9,10 @@
 pub enum KnownBug {
     /// A replica counts as one that takes part as soon as its node answers.
     CountNodesForReplicas,
+    /// A change of members counts on what replicas answered before it was asked for.
+    CountEarlierAnswers,
+    /// A change of members counts voters that answer and do not take what is committed.
+    CountVotersThatTakeNothing,
     /// Messages that promise durability leave before the sync.
     AcknowledgeBeforeSync,
     /// The vote is not written.

@@ -1,5 +1,6 @@
 //! How long proposals take, counted without a lock.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -23,6 +24,13 @@ impl Default for Latency {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LatencySnapshot {
     buckets: Vec<u64>,
+}
+
+/// How many durations took so many whole microseconds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bucket {
+    pub micros: Range<u64>,
+    pub count: u64,
 }
 
 impl Latency {
@@ -59,6 +67,16 @@ impl LatencySnapshot {
     #[must_use]
     pub fn count(&self) -> u64 {
         self.buckets.iter().sum()
+    }
+
+    /// All buckets, of rising durations.
+    pub fn buckets(&self) -> impl Iterator<Item = Bucket> + '_ {
+        let mut start = 0;
+        self.buckets.iter().enumerate().map(move |(bucket, count)| {
+            let micros = start..upper_bound(bucket) + 1;
+            start = micros.end;
+            Bucket { micros, count: *count }
+        })
     }
 
     /// The longest duration, in microseconds, as the bound of its bucket: at most 7 % above it. Zero

@@ -9,7 +9,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 use shardhost::NodeId;
 use shardhost_proto::grants::Grants;
-use shardhost_security::make::{Made, authority, cluster_of, first_in_pem, sign};
+use shardhost_security::make::{Made, authority, cluster_of, first_in_pem, sign_named};
 use shardhost_security::{CertificateFacts, Identity};
 
 /// The longest that a certificate is made for: a hundred years.
@@ -36,6 +36,10 @@ pub enum Command {
         /// Number of the node.
         #[arg(value_parser = clap::value_parser!(u64).range(1..))]
         node: u64,
+        /// A DNS name or an IP address by which browsers and Prometheus reach its --http-listen; may be given
+        /// several times. Nodes, clients and commands need none.
+        #[arg(long = "name", value_name = "NAME")]
+        names: Vec<String>,
         #[command(flatten)]
         place: Place,
         #[command(flatten)]
@@ -86,16 +90,16 @@ pub fn run(command: &Command) -> anyhow::Result<ExitCode> {
         Command::Ca { cluster, place, days } => {
             keep(place, "ca", &authority(cluster, days_of(*days))?)?;
         }
-        Command::Node { node, place, valid } => {
+        Command::Node { node, names, place, valid } => {
             let node = NodeId::new(*node).context("nodes are numbered from 1")?;
             let of = |cluster: &str| Identity::of_node(cluster, node);
-            signed(place, valid, &format!("node-{node}"), of)?;
+            signed(place, valid, &format!("node-{node}"), names, of)?;
         }
         Command::User { name, grants, place, valid } => {
             if name == "ca" {
                 bail!("`ca` names the authority; choose another name");
             }
-            signed(place, valid, name, |cluster| Identity::of_user(cluster, name, *grants))?;
+            signed(place, valid, name, &[], |cluster| Identity::of_user(cluster, name, *grants))?;
         }
         Command::Show { file, json } => show(file, *json)?,
     }
@@ -110,6 +114,7 @@ fn signed<E: std::error::Error + Send + Sync + 'static>(
     place: &Place,
     valid: &Valid,
     name: &str,
+    names: &[String],
     identity: impl FnOnce(&str) -> Result<Identity, E>,
 ) -> anyhow::Result<()> {
     let read = |name: &str| {
@@ -119,7 +124,7 @@ fn signed<E: std::error::Error + Send + Sync + 'static>(
     };
     let authority = Made { certificate: read("ca.pem")?, key: read("ca.key")? };
     let identity = identity(&cluster_of(&authority.certificate)?)?;
-    keep(place, name, &sign(&authority, &identity, days_of(valid.days))?)
+    keep(place, name, &sign_named(&authority, &identity, names, days_of(valid.days))?)
 }
 
 fn keep(place: &Place, name: &str, made: &Made) -> anyhow::Result<()> {

@@ -16,6 +16,7 @@ use shardhost::data_dir::DataDir;
 use shardhost::storage::replace_file;
 use shardhost_proto::admin::{JoinReply, JoinRequest};
 use shardhost_server::ServerConfig;
+use shardhost_server::config::check_reachable;
 use tonic::Code;
 
 use super::ended::senseless;
@@ -222,7 +223,10 @@ async fn ask(seed: &str, request: &JoinRequest) -> Result<JoinReply, Asked> {
 /// Where the others reach this node.
 fn own_address(listen: SocketAddr, advertise: Option<&str>) -> anyhow::Result<String> {
     match advertise {
-        Some(address) => Ok(address.to_owned()),
+        Some(address) => match check_reachable(address) {
+            Ok(()) => Ok(address.to_owned()),
+            Err(error) => Err(senseless(format!("--advertise: {error}"))),
+        },
         None if listen.ip().is_unspecified() => Err(senseless(format!(
             "{listen} is not where others reach this node; name that with --advertise HOST:PORT"
         ))),
@@ -286,5 +290,10 @@ mod tests {
         let everywhere = "0.0.0.0:7400".parse().unwrap();
         assert!(own_address(everywhere, None).is_err());
         assert_eq!(own_address(everywhere, Some("a:7400")).unwrap(), "a:7400");
+        let refused = own_address(everywhere, Some("0.0.0.0:7400")).unwrap_err().to_string();
+        assert!(
+            refused.starts_with("--advertise") && refused.contains("all addresses"),
+            "{refused}"
+        );
     }
 }

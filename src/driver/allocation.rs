@@ -14,6 +14,7 @@ use shardhost_proto::system as wire;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::client::was_not_taken;
 use super::replacing::{MAX_REPLACEMENTS, Replaced, Replacement, outcome_from_wire};
 use super::{Inner, SYSTEM_GROUP};
 use shardhost_policy::catalog::View;
@@ -254,18 +255,26 @@ async fn ask(
         // Nothing was sent.
         Err(reason) => {
             tracing::debug!(%node, reason, "a node is not asked to move replicas");
-            let elsewhere = |asking: &Asking| (asking.order.group, Replaced::NotLeader(None));
-            return askings.iter().map(elsewhere).collect();
+            return elsewhere(askings);
         }
     };
     match client.replace(request).await {
         Ok(reply) => outcomes(reply.into_inner()),
         Err(status) => {
             inner.client.forget(&address);
+            if was_not_taken(&status) {
+                tracing::debug!(%node, %status, "a node does not take orders to move replicas");
+                return elsewhere(askings);
+            }
             tracing::debug!(%node, %status, "the outcome of orders to move replicas is not known");
             BTreeMap::new()
         }
     }
+}
+
+/// Another node is asked for them.
+fn elsewhere(askings: &[Asking]) -> BTreeMap<GroupId, Replaced> {
+    askings.iter().map(|asking| (asking.order.group, Replaced::NotLeader(None))).collect()
 }
 
 fn outcomes(reply: wire::ReplaceReply) -> BTreeMap<GroupId, Replaced> {

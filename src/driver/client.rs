@@ -19,6 +19,7 @@ use shardhost_security::channel::{Channel, is_not_sent};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tonic::transport::Endpoint;
+use tonic::{Code, Status};
 
 use super::SYSTEM_GROUP;
 use super::service::MAX_GONE;
@@ -308,11 +309,11 @@ impl CatalogClient {
         let answer = client.propose(wire::ProposeRequest { command, founding }).await;
         self.note_answer(node, answer.is_ok());
         match answer {
-            Ok(reply) => read_reply(reply.into_inner()),
+            Ok(reply) => read_proposed(reply.into_inner()),
             Err(status) => {
                 self.forget(&address);
                 let reason = status.message().to_owned();
-                match is_not_sent(&status) {
+                match was_not_taken(&status) {
                     true => Asked::Elsewhere { leader: None, reason },
                     false => Asked::Unknown(reason),
                 }
@@ -402,6 +403,8 @@ impl CatalogClient {
     }
 }
 
+const WITHOUT_CONTENT: &str = "an answer without content";
+
 fn read_reply(reply: wire::CatalogReply) -> Asked {
     match reply.reply {
         Some(WireReply::Answer(answer)) => Asked::Answered(answer),
@@ -409,8 +412,24 @@ fn read_reply(reply: wire::CatalogReply) -> Asked {
             leader: NodeId::new(elsewhere.leader_node),
             reason: elsewhere.reason,
         },
-        None => Asked::Elsewhere { leader: None, reason: "an answer without content".to_owned() },
+        None => Asked::Elsewhere { leader: None, reason: WITHOUT_CONTENT.to_owned() },
     }
+}
+
+/// The same of a command: what an answer says that is not known here may be that it was taken.
+fn read_proposed(reply: wire::CatalogReply) -> Asked {
+    match reply.reply {
+        Some(_) => read_reply(reply),
+        None => Asked::Unknown(WITHOUT_CONTENT.to_owned()),
+    }
+}
+
+/// Whether a node surely did nothing with a request: it was not sent, or it came to an address where only
+/// clients are served, or to a node without such a service. The cause of an error of the connection is not among
+/// these, whatever its code.
+pub(super) fn was_not_taken(status: &Status) -> bool {
+    let refused = matches!(status.code(), Code::FailedPrecondition | Code::Unimplemented);
+    is_not_sent(status) || refused && std::error::Error::source(status).is_none()
 }
 
 /// Why this host's replica did not carry a command out.
@@ -475,4 +494,46 @@ pub(super) async fn query_here(host: &Host, query: Bytes) -> Result<Bytes, Strin
     let group = host.group(SYSTEM_GROUP);
     let group = group.ok_or_else(|| "it holds no replica of the system group".to_owned())?;
     group.query(ReadMode::Stale, query).await.map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+    use tokio_stream::wrappers::TcpListenerStream;
+    use tonic::service::Routes;
+    use tonic::transport::Server;
+
+    use super::*;
+    use crate::transport::{Served, only};
+
+    /// So another node is asked, although this one has an address that is for clients.
+    #[tokio::test]
+    async fn a_command_that_is_sent_where_only_clients_are_served_was_not_taken() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let served = Served::Clients { others_at: "o:1".to_owned() };
+        let server = Server::builder().add_routes(only(Routes::default(), served));
+        tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+        let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
+        let mut client = SystemClient::new(endpoint.connect().await.unwrap());
+        let refused = client.propose(wire::ProposeRequest::default()).await.unwrap_err();
+        assert!(refused.message().contains("o:1") && was_not_taken(&refused), "{refused:?}");
+    }
+
+    #[test]
+    fn an_outcome_that_may_be_an_effect_stays_unknown() {
+        let mut of_the_connection = Status::failed_precondition("it broke");
+        of_the_connection.set_source(Arc::new(std::io::Error::other("a reset")));
+        for status in [
+            Status::unknown("h2 protocol error"),
+            Status::cancelled("the connection ended"),
+            Status::deadline_exceeded("the change continues"),
+            Status::unavailable("it stops"),
+            of_the_connection,
+        ] {
+            assert!(!was_not_taken(&status), "{status:?}");
+        }
+        let empty = wire::CatalogReply::default();
+        assert!(matches!(read_proposed(empty), Asked::Unknown(_)));
+    }
 }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use shardhost_groups::GroupId;
 use shardhost_groups::selector::GroupSelector;
-use shardhost_policy::executor::{ExecutorSettings, PlannerTerm};
+use shardhost_policy::allocator::AllocatorStatus;
+use shardhost_policy::executor::{ExecutorSettings, ExecutorStatus, PlannerTerm};
 use shardhost_proto::balance;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -82,7 +83,24 @@ pub(super) fn lead_when_elected(
 }
 
 impl System {
-    /// The state of the planner, where this host leads the system group.
+    /// What the planner is at, where this host leads the system group.
+    #[must_use]
+    pub fn planner_status(&self) -> Option<ExecutorStatus> {
+        let planner = self.inner.planner.get()?;
+        let now = planner.clock.now_ms();
+        let status = planner.executor.lock().status(now);
+        Some(status)
+    }
+
+    /// What the allocator is at, where this host leads the system group.
+    #[must_use]
+    pub fn allocator_status(&self) -> Option<AllocatorStatus> {
+        let shared = self.inner.allocator.get()?;
+        let status = shared.allocator.lock().status(shared.now_ms());
+        Some(status)
+    }
+
+    /// The state of the planner, where this host leads the system group, as it travels.
     pub fn planner_reply(
         &self,
         request: &balance::PlannerRequest,
@@ -105,7 +123,7 @@ impl System {
         Ok(reply)
     }
 
-    /// The state of the allocator, where this host leads the system group.
+    /// The state of the allocator, where this host leads the system group, as it travels.
     pub fn allocator_reply(
         &self,
         request: &balance::AllocatorRequest,

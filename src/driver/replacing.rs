@@ -49,7 +49,7 @@ pub(super) enum Replaced {
     /// This host does not lead the group; who does, as far as it knows.
     NotLeader(Option<NodeId>),
     Refused(String),
-    /// An addition to this node, of another order or of an operator, is under way.
+    /// The replica on this node is to catch up first. It was added by another order, or by an operator.
     InTheWay(NodeId),
     /// It was not recorded in time, and may be later.
     Unknown,
@@ -207,7 +207,7 @@ fn incoming_node(membership: &Membership) -> Option<NodeId> {
 enum Step {
     /// It is under way, or done.
     Nothing,
-    /// An addition to this node has to end first.
+    /// The replica on this node has to get its vote first, or, of a learner, what the others hold.
     Wait(NodeId),
     ReplaceVoter {
         old: NodeId,
@@ -290,10 +290,9 @@ fn next_step(
             Some(_) if count(membership, learner) <= wanted as usize => {
                 Err("it has no more replicas than it is to have".to_owned())
             }
-            Some(Member { voter: false, .. })
-                if takes_part(old) && !learners_beside(membership, old).all(&takes_part) =>
-            {
-                Err(format!("without node {old} fewer of its learners take part than could"))
+            Some(Member { voter: false, .. }) if takes_part(old) => {
+                let mut others = learners_beside(membership, old);
+                Ok(others.find(|node| !takes_part(*node)).map_or(Step::Remove { old }, Step::Wait))
             }
             Some(Member { voter: true, .. }) if !outlives(membership, old, takes_part) => {
                 Err(format!("without node {old} too few of its voters take part"))
@@ -351,7 +350,7 @@ fn outcome_to_wire(group: GroupId, outcome: Replaced) -> wire::ReplaceOutcome {
             ReplaceResult::Refused
         }
         Replaced::InTheWay(node) => {
-            told.message = format!("an addition of node {node} is under way");
+            told.message = format!("the replica on node {node} is to catch up first");
             told.in_the_way = node.get();
             ReplaceResult::Refused
         }
@@ -477,6 +476,23 @@ mod tests {
         let one_failed: fn(NodeId) -> bool = |node| node != NodeId::must(1);
         assert!(remove(3, false, 1, one_failed).unwrap_err().contains("too few"));
         assert_eq!(remove(1, false, 1, one_failed), Ok(Step::Remove { old: NodeId::must(1) }));
+    }
+
+    /// Which is named, so that it goes when it never does.
+    #[test]
+    fn of_two_learners_none_goes_for_one_that_does_not_take_part() {
+        let mut members = membership();
+        members.members.insert(replica(5), Member::learner(NodeId::must(5)));
+        let remove = |old, idle: &[u64]| {
+            let step = Ordered::Remove { old: NodeId::must(old), learner: true, wanted: 1 };
+            let order = Replacement { group: GroupId::new(7), step, gone: false, instead_of: None };
+            next_step(&members, order, |node| !idle.contains(&node.get()))
+        };
+        let goes = |old| Ok(Step::Remove { old: NodeId::must(old) });
+        assert_eq!(remove(4, &[5]), Ok(Step::Wait(NodeId::must(5))));
+        assert_eq!(remove(5, &[5]), goes(5));
+        assert_eq!(remove(4, &[]), goes(4));
+        assert_eq!(remove(4, &[4, 5]), goes(4));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! The host puts things together and takes them apart in the right order. What a message, a write
 //! or a leadership means is the business of the parts.
 
+mod answers;
 mod builder;
 mod config;
 pub mod founding;
@@ -12,6 +13,7 @@ mod listener;
 mod memory;
 mod replicas;
 mod versions;
+mod web;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;

@@ -33,6 +33,8 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// What is spoken over TLS.
 const PROTOCOL: &[u8] = b"h2";
+/// What pages are asked for with, too.
+const PAGES_PROTOCOL: &[u8] = b"http/1.1";
 
 /// Where certificates and keys are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -138,6 +140,8 @@ struct Loaded {
 #[derive(Clone)]
 pub struct Credentials {
     inner: Arc<Inner>,
+    /// Connections that are accepted may speak HTTP/1.1.
+    pages: bool,
 }
 
 struct Inner {
@@ -178,7 +182,7 @@ impl Credentials {
         let looked = Mutex::new(Instant::now());
         let loaded = ArcSwap::from_pointee(loaded);
         let inner = Inner { files, loaded, looked, removals: AtomicU64::new(0) };
-        Ok(Self { inner: Arc::new(inner) })
+        Ok(Self { inner: Arc::new(inner), pages: false })
     }
 
     /// How often an authority was taken out of the files that are in use, whichever look at them noticed it:
@@ -276,8 +280,20 @@ impl Credentials {
         Arc::clone(&self.inner.loaded.load().client)
     }
 
+    /// The same, for a listener that speaks HTTP/1.1, too.
+    #[must_use]
+    pub fn for_pages(&self) -> Self {
+        Self { pages: true, ..self.clone() }
+    }
+
     pub(super) fn server(&self) -> Option<Arc<ServerConfig>> {
-        self.inner.loaded.load().server.clone()
+        let server = self.inner.loaded.load().server.clone()?;
+        if !self.pages {
+            return Some(server);
+        }
+        let mut pages = ServerConfig::clone(&server);
+        pages.alpn_protocols.push(PAGES_PROTOCOL.to_vec());
+        Some(Arc::new(pages))
     }
 }
 

@@ -24,6 +24,8 @@ use super::credentials;
 use super::credentials::pair_in;
 use super::identity::{Identity, IdentityError};
 
+/// Longest name by which a node is reached.
+const MAX_SUBJECT_BYTES: usize = 253;
 /// A certificate that was made begins so much earlier: clocks differ.
 const EARLIER: Duration = Duration::from_secs(3_600);
 
@@ -50,6 +52,8 @@ pub enum MakeError {
     Authority(String),
     #[error("the certificate cannot be made: {0}")]
     Failed(String),
+    #[error("a name by which a node is reached is a DNS name or an IP address, without a port")]
+    NoName,
     #[error("{} is there; move it away first, it is not replaced", .0.display())]
     Exists(PathBuf),
     #[error("{} cannot be written: {error}", .path.display())]
@@ -181,16 +185,51 @@ pub fn authority(cluster: &str, validity: Duration) -> Result<Made, MakeError> {
 /// # Errors
 /// [`MakeError`].
 pub fn sign(authority: &Made, identity: &Identity, validity: Duration) -> Result<Made, MakeError> {
-    sign_from(authority, identity, now(), validity.saturating_add(EARLIER))
+    sign_named(authority, identity, &[], validity)
 }
 
-/// The same, valid from some time on.
+/// The same, of a node that browsers and other programs reach by these names or IP addresses: they compare a
+/// certificate with what they asked for, where nodes and clients of shardhost take the number of the node.
+///
+/// # Errors
+/// [`MakeError`], also for what is no name.
+pub fn sign_named(
+    authority: &Made,
+    identity: &Identity,
+    names: &[String],
+    validity: Duration,
+) -> Result<Made, MakeError> {
+    let names = names.iter().map(|name| subject(name)).collect::<Result<_, _>>()?;
+    sign_with(authority, identity, names, now(), validity.saturating_add(EARLIER))
+}
+
+fn subject(name: &str) -> Result<SanType, MakeError> {
+    if let Ok(address) = name.parse() {
+        return Ok(SanType::IpAddress(address));
+    }
+    let allowed = |letter: char| letter.is_ascii_alphanumeric() || "-.*".contains(letter);
+    let is_name = !name.is_empty() && name.len() <= MAX_SUBJECT_BYTES && name.chars().all(allowed);
+    let name = is_name.then(|| name.try_into().ok()).flatten();
+    name.map(SanType::DnsName).ok_or(MakeError::NoName)
+}
+
+/// A certificate as of [`sign`], valid from some time on.
 ///
 /// # Errors
 /// [`MakeError`].
 pub fn sign_from(
     authority: &Made,
     identity: &Identity,
+    from: SystemTime,
+    validity: Duration,
+) -> Result<Made, MakeError> {
+    sign_with(authority, identity, Vec::new(), from, validity)
+}
+
+fn sign_with(
+    authority: &Made,
+    identity: &Identity,
+    names: Vec<SanType>,
     from: SystemTime,
     validity: Duration,
 ) -> Result<Made, MakeError> {
@@ -205,6 +244,7 @@ pub fn sign_from(
     };
     params.distinguished_name = named(name);
     params.subject_alt_names = vec![SanType::URI(identity.to_string().try_into().map_err(failed)?)];
+    params.subject_alt_names.extend(names);
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     if is_node {

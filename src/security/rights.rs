@@ -9,6 +9,10 @@ use super::caller::{Caller, Denied, Need};
 const RIGHTS: &[(&str, Need)] = &[
     ("/grpc.health.v1.Health/Check", Need::Nothing),
     ("/grpc.health.v1.Health/Watch", Need::Nothing),
+    // Pages.
+    ("/healthz", Need::Nothing),
+    ("/readyz", Need::Nothing),
+    ("/metrics", Need::NodeOr(Reader)),
     ("/shardhost.peer.v1.Peer/Exchange", Need::Node),
     ("/shardhost.peer.v1.Peer/Snapshot", Need::Node),
     ("/shardhost.peer.v1.Founding/Exchange", Need::Node),
@@ -108,7 +112,8 @@ mod tests {
     #[test]
     fn who_is_not_known_gets_an_answer_about_health_and_nothing_else() {
         for (path, _) in RIGHTS {
-            let health = path.starts_with("/grpc.health.");
+            let health =
+                ["/grpc.health.", "/healthz", "/readyz"].iter().any(|of| path.starts_with(of));
             assert_eq!(check(&Caller::Unknown, path).is_ok(), health, "{path}");
         }
         let unlisted = check(&Caller::Unknown, "/shardhost.admin.v1.Admin/Shell");

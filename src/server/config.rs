@@ -48,11 +48,11 @@ use shardhost_proto::shard_map::{QUEUE_KIND as QUEUE, TABLE_KIND as TABLE};
 use shardhost_proto::version::ClusterVersion;
 
 pub use self::error::ConfigError;
-pub use shardhost::transport::address::{AddressError, check_address};
+pub use shardhost::transport::address::{AddressError, check_address, check_reachable};
 pub use shardhost_proto::shard_map::MAX_SHARDS;
 
 /// What a server is started from. Equal on all nodes but for `node`, `data-dir`, `capabilities`, and where it
-/// listens: `listen`, `client-listen`, `admin-listen` and what is advertised of them.
+/// listens: `listen`, `client-listen`, `admin-listen`, `http-listen` and what is advertised of them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct ServerConfig {
@@ -80,6 +80,9 @@ pub struct ServerConfig {
     /// Where operators reach `admin-listen`, as `client-advertise` is for clients.
     #[serde(default)]
     pub admin_advertise: Option<String>,
+    /// Where to answer requests over HTTP: metrics, and whether the node is well. Without it, nowhere.
+    #[serde(default, deserialize_with = "maybe_listen_address")]
+    pub http_listen: Option<SocketAddr>,
     /// What this node has; shards may require some of it of their leaders.
     #[serde(default)]
     pub capabilities: Vec<String>,
@@ -318,6 +321,7 @@ impl ServerConfig {
             client_advertise: None,
             admin_listen: None,
             admin_advertise: None,
+            http_listen: None,
             capabilities: Vec::new(),
             nodes: BTreeMap::new(),
             alone: true,

@@ -25,6 +25,7 @@ mod founding;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod health;
+mod http;
 mod lookup;
 mod nodes;
 mod refusals;
@@ -42,6 +43,7 @@ mod tokens;
 mod versions;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -63,6 +65,7 @@ use shardhost_proto::limits::wait_of;
 use shardhost_proto::shard_map::MapMismatch;
 
 pub use config::{ConfigError, ServerConfig};
+use http::Pages;
 use lookup::HostLookup;
 pub use replicas::check_kind;
 use replicas::{Replicas, machine_of};
@@ -105,6 +108,12 @@ pub enum ServerError {
     /// What a founder remembers cannot be written.
     #[error("the record of the founding cannot be written: {0}")]
     Founding(std::io::Error),
+    /// The listener for HTTP cannot be used.
+    #[error("cannot listen for HTTP: {0}")]
+    Pages(std::io::Error),
+    /// Nothing can listen for HTTP there.
+    #[error("cannot listen for HTTP on {address}: {error}")]
+    HttpListen { address: SocketAddr, error: std::io::Error },
     /// A group cannot be created or opened.
     #[error(transparent)]
     Group(#[from] OpenGroupError),
@@ -134,12 +143,14 @@ pub struct Server {
     /// The shards of the configuration that this node founds.
     founded: Arc<[GroupId]>,
     map: Arc<CurrentMap>,
+    /// Where it listens for requests over HTTP.
+    pages: Option<SocketAddr>,
 }
 
 impl Server {
     /// Starts a server: opens what the log holds, creates what the configuration names beyond
     /// that, and answers peers, clients and operators on one listener, or clients on another one. A listener that
-    /// is given takes the place of the first.
+    /// is given takes the place of the first. Pages have a listener of their own.
     ///
     /// # Errors
     /// [`ServerError`].
@@ -148,6 +159,7 @@ impl Server {
         listener: Option<std::net::TcpListener>,
     ) -> Result<Self, ServerError> {
         config.validate()?;
+        let pages = config.http_listen.map(bind).transpose()?;
         let map = Arc::new(CurrentMap::open(&config.data_dir, config.shard_map())?);
         let descriptors = Descriptors::raise();
         let mut host_config: HostConfig = config.host();
@@ -165,7 +177,7 @@ impl Server {
         if let Some(credentials) = credentials {
             tokio::spawn(certificates::follow(host.clone(), credentials, host.stopping()));
         }
-        match Self::open(&host, &config, &replicas, map, descriptors).await {
+        match Self::open(&host, &config, &replicas, map, descriptors, pages).await {
             Ok(server) => Ok(server),
             Err(error) => {
                 host.shutdown(Shutdown::Immediate).await;
@@ -180,6 +192,7 @@ impl Server {
         replicas: &Arc<Replicas>,
         map: Arc<CurrentMap>,
         descriptors: Descriptors,
+        pages: Option<TcpListener>,
     ) -> Result<Self, ServerError> {
         let directory = config.data_dir.join(STATE);
         let mut options = StateDbOptions::default();
@@ -214,13 +227,19 @@ impl Server {
         let drains = system.as_ref().map_or_else(own, |system| Arc::clone(system.drains()));
         let own = |spec: &GroupSpec| spec.membership.replica_on(host.node_id()).is_some();
         let founded = config.group_specs().into_iter().filter(own).map(|spec| spec.id).collect();
-        let server = Self { host: host.clone(), state, system, drains, founded, map };
-        server.answer(config.client_memory_mib.saturating_mul(1024 * 1024));
+        let mut server =
+            Self { host: host.clone(), state, system, drains, founded, map, pages: None };
+        let budget = ClientBudget::new(config.client_memory_mib.saturating_mul(1024 * 1024));
+        server.answer(&budget);
+        if let Some(listener) = pages {
+            let pages = Pages::new(host, server.system.as_ref(), &server.state, &budget);
+            let served = host.serve_pages(listener, pages.router().into());
+            server.pages = Some(served.map_err(ServerError::Pages)?);
+        }
         Ok(server)
     }
 
-    /// `client_bytes`: what all clients may hold of the memory.
-    fn answer(&self, client_bytes: usize) {
+    fn answer(&self, budget: &Arc<ClientBudget>) {
         let lookup: Arc<HostLookup> =
             Arc::new(HostLookup::new(&self.host, &self.map, self.state.times()));
         let admin = {
@@ -228,9 +247,8 @@ impl Server {
             admin::admin_server(self.host.clone(), &self.state, self.system.as_ref(), map)
         };
         let balance = balance::balance_server(&self.host, &self.drains, self.system.as_ref());
-        let budget = ClientBudget::new(client_bytes);
-        let mut routes = Routes::new(table_server(Arc::clone(&lookup) as _, &budget))
-            .add_service(queue_server(Arc::clone(&lookup) as _, &budget))
+        let mut routes = Routes::new(table_server(Arc::clone(&lookup) as _, budget))
+            .add_service(queue_server(Arc::clone(&lookup) as _, budget))
             .add_service(directory_server(lookup))
             .add_service(health::health_server(self.host.clone()))
             .add_service(balance)
@@ -245,6 +263,12 @@ impl Server {
     #[must_use]
     pub const fn host(&self) -> &Host {
         &self.host
+    }
+
+    /// Where it listens for requests over HTTP; `None`: nowhere.
+    #[must_use]
+    pub const fn pages(&self) -> Option<SocketAddr> {
+        self.pages
     }
 
     /// The part of this host in the system group; `None`: the cluster has no catalog.
@@ -320,6 +344,10 @@ impl Server {
             }
         }
     }
+}
+
+fn bind(address: SocketAddr) -> Result<TcpListener, ServerError> {
+    TcpListener::bind(address).map_err(|error| ServerError::HttpListen { address, error })
 }
 
 /// Where the state of the shards is, in the data directory.

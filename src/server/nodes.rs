@@ -15,7 +15,7 @@ use super::catalog::of_catalog;
 use super::refusals::refusal;
 use shardhost::driver::{CatalogError, System};
 use shardhost::host::Host;
-use shardhost::transport::address::check_address;
+use shardhost::transport::address::check_reachable;
 use shardhost_policy::catalog::{
     Name, NewNode, NodeRecord, Operation, Refusal, Revision, Subject, UNKNOWN_STORE, View,
 };
@@ -143,7 +143,7 @@ fn check_request(host: &Host, request: &wire::JoinRequest) -> Result<(), Status>
         let message = format!("this is cluster {own:?}, the node is to join {theirs:?}");
         return Err(refusal(Code::FailedPrecondition, "OTHER_CLUSTER", message, []));
     }
-    check_address(&request.address)
+    check_reachable(&request.address)
         .map_err(|error| refusal(Code::InvalidArgument, "BAD_ADDRESS", error, []))
 }
 

@@ -23,10 +23,20 @@ use std::time::Duration;
 
 /// Why a text is no address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{address}` is not host:port{why}")]
+#[error("`{address}` {why}")]
 pub struct AddressError {
     address: String,
-    why: &'static str,
+    why: Why,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+enum Why {
+    #[error("is not host:port{0}")]
+    Form(&'static str),
+    #[error(
+        "stands for all addresses of a machine, and others cannot connect to that; name one of them"
+    )]
+    Everywhere,
 }
 
 /// Checks that a text is `host:port`: a name, an IPv4 address, or an IPv6 address in brackets, and a port
@@ -35,7 +45,7 @@ pub struct AddressError {
 /// # Errors
 /// [`AddressError`].
 pub fn check_address(address: &str) -> Result<(), AddressError> {
-    let wrong = |why| Err(AddressError { address: address.to_owned(), why });
+    let wrong = |why| Err(AddressError { address: address.to_owned(), why: Why::Form(why) });
     if address.contains("://") || address.contains('/') {
         return wrong("; leave the scheme and the path out");
     }
@@ -73,15 +83,28 @@ pub fn check_address(address: &str) -> Result<(), AddressError> {
     Ok(())
 }
 
+/// The same of one where others reach a node: it is not that of all addresses of a machine, as `0.0.0.0`.
+///
+/// # Errors
+/// [`AddressError`].
+pub fn check_reachable(address: &str) -> Result<(), AddressError> {
+    check_address(address)?;
+    let host = address.rsplit_once(':').map_or("", |(host, _)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    match host.parse::<IpAddr>() {
+        Ok(ip) if ip.to_canonical().is_unspecified() => {
+            Err(AddressError { address: address.to_owned(), why: Why::Everywhere })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Bytes of an address that is learnt, at most.
 const MAX_LEARNT_BYTES: usize = 255;
 
 /// Whether an address that a greeting names is one that others can connect to.
 pub(super) fn may_be_learnt(address: &str) -> bool {
-    let host = address.rsplit_once(':').map_or("", |(host, _)| host);
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    let anywhere = host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified());
-    address.len() <= MAX_LEARNT_BYTES && check_address(address).is_ok() && !anywhere
+    address.len() <= MAX_LEARNT_BYTES && check_reachable(address).is_ok()
 }
 
 /// What the greetings of a peer say of its address.
@@ -233,8 +256,14 @@ mod tests {
             assert!(may_be_learnt(good), "{good}");
         }
         let long = format!("{}:7400", "x".repeat(MAX_LEARNT_BYTES));
-        for bad in ["", "x", "0.0.0.0:7400", "[::]:7400", "http://x:1", "a b:1", "x:0", &long] {
+        let everywhere = ["0.0.0.0:7400", "[::]:7400", "[::ffff:0.0.0.0]:7400"];
+        for bad in ["", "x", "http://x:1", "a b:1", "x:0", &long].into_iter().chain(everywhere) {
             assert!(!may_be_learnt(bad), "{bad}");
+        }
+        for bad in everywhere {
+            check_address(bad).unwrap();
+            let why = check_reachable(bad).unwrap_err().to_string();
+            assert!(why.contains("all addresses of a machine"), "{why}");
         }
     }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use shardhost_proto::version::ClusterVersion;
 
 use crate::ids::{GroupId, LogIndex, ReplicaId, Term};
-use crate::store::{LogError, LogStore, StoreStats};
+use crate::store::{DatabaseStats, LogError, LogStore, StoreStats};
 use crate::types::{Entry, GroupMeta, LogBatch, PersistedGroup};
 
 /// A log store that does something differently from the one below it, as one that counts or measures.
@@ -117,5 +117,9 @@ impl<L: LogLayer> LogStore for L {
 
     fn stats(&self) -> StoreStats {
         self.below().stats()
+    }
+
+    fn database(&self) -> Option<DatabaseStats> {
+        self.below().database()
     }
 }

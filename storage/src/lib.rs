@@ -55,7 +55,7 @@ pub use snapshot::{
     SnapshotAnnouncement, SnapshotError, SnapshotRead, SnapshotReceive, SnapshotStore,
     SnapshotWrite,
 };
-pub use store::{LogError, LogStore, StoreStats};
+pub use store::{DatabaseStats, LogError, LogStore, StoreStats};
 pub use types::{
     Certainty, Doubt, Entry, EntryKind, Genesis, GroupMeta, GroupWrite, HardState, Incoming,
     LogBatch, Member, Membership, PersistedGroup, SkipNote,

@@ -8,6 +8,7 @@
 //! | `index` | the state of each group in memory |
 //! | `writing`, `reading` | from drafts to a batch; entries while the writer continues |
 //! | `descriptors` | waits until RocksDB can open the files that a write may need |
+//! | `statistics` | what RocksDB says of itself |
 //! | `keys`, `values`, `options` | the layout of keys and values, and the settings of RocksDB |
 //!
 //! What costs is the sync and the number of keys, not the bytes: a batch is one write with one
@@ -29,6 +30,7 @@ mod opening;
 mod options;
 mod reading;
 mod recovery;
+mod statistics;
 mod values;
 mod wal;
 mod writing;
@@ -44,7 +46,7 @@ use shardhost_proto::version::ClusterVersion;
 use crate::convert::Malformed;
 use crate::draft::{Draft, Holdings, Standing, draft};
 use crate::ids::{GroupId, LogIndex, ReplicaId, Term};
-use crate::store::{LogError, LogStore, StoreStats};
+use crate::store::{DatabaseStats, LogError, LogStore, StoreStats};
 use crate::types::{Certainty, Doubt, Entry, GroupMeta, LogBatch, PersistedGroup};
 use descriptors::Descriptors;
 use index::{Index, Record};
@@ -57,6 +59,7 @@ use writing::{Staging, column_family};
 pub use boot::BootId;
 pub use identity::Identity;
 pub use options::RocksOptions;
+pub use statistics::database_stats;
 
 /// A [`LogStore`] on RocksDB.
 ///
@@ -289,6 +292,12 @@ impl LogStore for RocksStore {
 
     fn stats(&self) -> StoreStats {
         self.counters.stats()
+    }
+
+    fn database(&self) -> Option<DatabaseStats> {
+        let named = [keys::REPLICAS, keys::LOG];
+        let families = named.iter().filter_map(|name| self.database.cf_handle(name));
+        Some(database_stats(&self.database, families))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::ops::AddAssign;
 
 use shardhost_proto::version::ClusterVersion;
 
@@ -99,6 +100,11 @@ pub trait LogStore: fmt::Debug + Send + Sync + 'static {
 
     /// Counters since the store was opened.
     fn stats(&self) -> StoreStats;
+
+    /// The database under the store at this moment; `None`: there is none.
+    fn database(&self) -> Option<DatabaseStats> {
+        None
+    }
 }
 
 /// A number for a store that is being created. The hasher of the standard library is seeded from a
@@ -117,6 +123,38 @@ pub struct StoreStats {
     pub group_writes: u64,
     pub entries: u64,
     pub bytes: u64,
+}
+
+/// A database at one moment, or several together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DatabaseStats {
+    /// Bytes of its table files that are in use.
+    pub table_bytes: u64,
+    /// Bytes of memory for what is not in table files yet,
+    pub memtable_bytes: u64,
+    /// and for blocks of table files that were read.
+    pub cache_bytes: u64,
+    /// Bytes that are to be rewritten before the table files are in order.
+    pub pending_compaction_bytes: u64,
+    pub running_compactions: u64,
+    pub running_flushes: u64,
+    /// Flushes and compactions that failed.
+    pub background_errors: u64,
+    /// How many of the databases take no writes until they have flushed or compacted.
+    pub write_stops: u64,
+}
+
+impl AddAssign for DatabaseStats {
+    fn add_assign(&mut self, other: Self) {
+        self.table_bytes += other.table_bytes;
+        self.memtable_bytes += other.memtable_bytes;
+        self.cache_bytes += other.cache_bytes;
+        self.pending_compaction_bytes += other.pending_compaction_bytes;
+        self.running_compactions += other.running_compactions;
+        self.running_flushes += other.running_flushes;
+        self.background_errors += other.background_errors;
+        self.write_stops += other.write_stops;
+    }
 }
 
 /// Why the log cannot do what was asked.

@@ -5,6 +5,7 @@ mod demo;
 mod disks;
 mod founding;
 mod groups;
+mod http;
 mod join;
 mod killed;
 mod listeners;
@@ -23,5 +24,7 @@ mod shard_map;
 mod shards;
 mod versions;
 
+#[path = "../support/http.rs"]
+mod http_client;
 #[path = "../faults/machine.rs"]
 mod machine;

@@ -21,12 +21,12 @@ use super::process::{Ended, Node, run};
 use super::servers::Servers;
 
 /// Certificates of a cluster, made by the program.
-struct Office {
+pub(super) struct Office {
     directory: TempDir,
 }
 
 impl Office {
-    async fn new(cluster: &str, nodes: u64) -> Self {
+    pub(super) async fn new(cluster: &str, nodes: u64) -> Self {
         let office = Self { directory: TempDir::new().unwrap() };
         office.make(&["ca", "--cluster", cluster]).await;
         for node in 1..=nodes {
@@ -49,7 +49,7 @@ impl Office {
         run(&[&["cert"], arguments, &["--dir", &directory]].concat()).await.ok()
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
@@ -66,7 +66,7 @@ impl Office {
         self.start_with(servers, node, &[]);
     }
 
-    fn start_with(&self, servers: &mut Servers, node: u64, more: &[&str]) {
+    pub(super) fn start_with(&self, servers: &mut Servers, node: u64, more: &[&str]) {
         servers.set_environment(node, [("SHARDHOST_LOG", "warn,shardhost::audit=info")]);
         let flags = self.flags(&format!("node-{node}"));
         let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
@@ -74,7 +74,7 @@ impl Office {
     }
 
     /// Runs a command as a user.
-    async fn run(&self, servers: &Servers, user: &str, arguments: &[&str]) -> Ended {
+    pub(super) async fn run(&self, servers: &Servers, user: &str, arguments: &[&str]) -> Ended {
         self.run_at(servers.address(1), user, arguments).await
     }
 
@@ -84,7 +84,7 @@ impl Office {
         run(&[arguments, &flags, &["--at", address]].concat()).await
     }
 
-    async fn until(&self, servers: &Servers, user: &str, arguments: &[&str]) {
+    pub(super) async fn until(&self, servers: &Servers, user: &str, arguments: &[&str]) {
         let done = || async { self.run(servers, user, arguments).await.code == 0 };
         servers.until(&format!("{arguments:?}"), done).await;
     }

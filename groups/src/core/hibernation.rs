@@ -114,6 +114,15 @@ impl GroupCore {
         }
     }
 
+    /// A leader asks its peers to answer now.
+    pub(super) fn ask_peers(&mut self) {
+        let was_hibernating = self.hibernation.is_hibernating();
+        self.wake();
+        if !was_hibernating {
+            self.raw.ping();
+        }
+    }
+
     /// Wakes the replica for a message, unless the message is part of going quiet.
     pub(super) fn wake_on(&mut self, message: &GroupMessage, effects: &mut Effects) {
         let was_hibernating = self.hibernation.is_hibernating();

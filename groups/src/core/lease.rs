@@ -24,7 +24,7 @@ use shardhost_storage::{Membership, NodeId, ReplicaId};
 
 mod state;
 
-pub(super) use state::{Lease, PeerState, Presence};
+pub(super) use state::{Lease, PeerState, Presence, Round};
 
 use super::{GroupCore, mix};
 use crate::clock::Moment;
@@ -190,6 +190,49 @@ impl GroupCore {
             return Presence::Answers;
         }
         self.presence_of(id.get())
+    }
+
+    /// The same, by what the replica shows since `round` began: that it took part just before does not count, for it
+    /// may be gone since.
+    pub(super) fn presence_since(
+        &self,
+        round: Round,
+        id: ReplicaId,
+        node: NodeId,
+        live: &LiveNodes,
+    ) -> Presence {
+        let timeout = u64::from(self.config.election_ticks);
+        match self.presence(id, node, live) {
+            Presence::Silent => Presence::Silent,
+            _ if self.has_answered(round, id) && self.takes_entries(round, id) => Presence::Answers,
+            _ if round.is_over(self.ticks, timeout) => Presence::Silent,
+            _ => Presence::Unknown,
+        }
+    }
+
+    fn has_answered(&self, round: Round, id: ReplicaId) -> bool {
+        let (timeout, bugs) = (u64::from(self.config.election_ticks), self.config.bugs);
+        let is_asked = id != self.replica && self.membership.members.contains_key(&id);
+        !is_asked
+            || self.lease.has_answered(round, id.get(), timeout)
+            || bugs.has(KnownBug::CountEarlierAnswers)
+            || bugs.has(KnownBug::CountNodesForReplicas)
+    }
+
+    /// Whether a voter holds what was committed: one that answers, and whose disk is full, or hangs, does not. How
+    /// much a learner must hold for a vote is for the caller to say.
+    fn takes_entries(&self, round: Round, id: ReplicaId) -> bool {
+        let votes = self.membership.members.get(&id).is_some_and(|member| member.voter);
+        let progress = self.raw.raft.prs().get(id.get());
+        !votes
+            || progress.is_some_and(|progress| progress.matched >= round.committed)
+            || self.config.bugs.has(KnownBug::CountVotersThatTakeNothing)
+    }
+
+    /// Peers are asked from now on.
+    pub(super) fn begin_round(&self, effects: &Effects) -> Round {
+        let committed = self.raw.raft.raft_log.committed;
+        Round { tick: self.ticks, began: effects.began, committed }
     }
 
     /// Whether a replica was heard in this leadership. While the group hibernates that is not known.

@@ -26,17 +26,17 @@ use super::GroupCore;
 use crate::completion::Reply;
 use crate::convert::is_requirement;
 use crate::core::Effects;
-use crate::core::lease::{PeerState, Presence};
+use crate::core::lease::{PeerState, Presence, Round};
 use crate::error::{GroupFault, UnknownCause};
 use crate::known_bugs::KnownBug;
 use crate::membership::{
-    CaughtUp, ConfigEntry, MembershipChange, MembershipError, Progress, Step, check_expected, plan,
+    ConfigEntry, MembershipChange, MembershipError, Progress, Step, check_expected, plan,
     plan_addition,
 };
 use crate::nodes::LiveNodes;
 use crate::transport::{Lane, Outgoing};
 use check::{Consequences, Hindrance, may_lose_last_state};
-use pending::PendingChange;
+use pending::{HeldChange, PendingChange};
 
 /// How a change of membership ended.
 pub type MembershipOutcome = Result<Arc<Membership>, MembershipError>;
@@ -99,20 +99,27 @@ const ADDITION_LAG: u64 = 1_024;
 pub(super) const CREATE_REQUEST_TICKS: u64 = 5;
 
 impl GroupCore {
-    /// Makes a change of membership, or refuses. One that depends on members that had no time to answer since
-    /// the leadership began, or the group woke, is held until they did, or are known to be silent.
+    /// Makes a change of membership, or refuses. One that depends on other members is held until they answered what
+    /// they are asked now, or are known to be silent: which of them took part a moment ago does not matter.
     pub fn change_membership(&mut self, request: MembershipRequest, effects: &mut Effects) {
         match self.changes.has_held() {
             true => {
                 let error = MembershipError::Busy { group: self.id };
                 effects.membership_replies.push((request.completion, Err(error)));
             }
-            false => self.decide_change(request, effects),
+            false => {
+                let round = self.begin_round(effects);
+                self.decide_change(HeldChange { request, round }, effects);
+                if self.changes.has_held() {
+                    self.ask_peers();
+                }
+            }
         }
     }
 
-    fn decide_change(&mut self, request: MembershipRequest, effects: &mut Effects) {
-        match self.try_change(&request.order, effects) {
+    fn decide_change(&mut self, held: HeldChange, effects: &mut Effects) {
+        let HeldChange { request, round } = held;
+        match self.try_change(&request.order, round, effects) {
             Ok(index) => {
                 let (since, awaits_vote) = (self.ticks, request.order.awaits_vote());
                 let completion = request.completion;
@@ -121,10 +128,7 @@ impl GroupCore {
                     self.answer_change(earlier, effects);
                 }
             }
-            Err(Hindrance::Unheard) => {
-                self.wake();
-                self.changes.hold(request);
-            }
+            Err(Hindrance::Unheard) => self.changes.hold(HeldChange { request, round }),
             Err(Hindrance::Refused(error)) => {
                 effects.membership_replies.push((request.completion, Err(error)));
             }
@@ -133,14 +137,15 @@ impl GroupCore {
 
     /// Members answered, or had the time to.
     pub(super) fn decide_held_change(&mut self, effects: &mut Effects) {
-        if let Some(request) = self.changes.take_held() {
-            self.decide_change(request, effects);
+        if let Some(held) = self.changes.take_held() {
+            self.decide_change(held, effects);
         }
     }
 
     fn try_change(
         &mut self,
         order: &MembershipOrder,
+        round: Round,
         effects: &mut Effects,
     ) -> Result<u64, Hindrance> {
         self.check_changeable()?;
@@ -148,25 +153,25 @@ impl GroupCore {
             check_expected(self.id, &self.membership, *expecting)?;
             return Ok(self.propose_requirement(requirement, *whoever_meets_it, effects)?);
         }
-        let unheard = |(id, node)| self.presence(id, node, &effects.nodes) == Presence::Unknown;
-        if self.promoted(order).any(unheard) {
+        let presence = |id, node| self.presence_since(round, id, node, &effects.nodes);
+        if self.promoted(order).any(|(id, node)| presence(id, node) == Presence::Unknown) {
             return Err(Hindrance::Unheard);
         }
-        let entry = self.plan_order(order, &effects.nodes)?;
-        self.check_consequences(&entry, &effects.nodes)?;
+        let entry = self.plan_order(order, &presence)?;
+        self.check_consequences(&entry, &presence)?;
         // What was queued in this step goes into the log first.
         self.propose_queued(effects);
         Ok(self.propose_config(&entry)?)
     }
 
-    /// The learners that an order gives a vote, for what they hold.
+    /// The learners that an order gives a vote: for what they hold, or merely because they are there.
     fn promoted(&self, order: &MembershipOrder) -> impl Iterator<Item = (ReplicaId, NodeId)> {
         let steps = match order {
             MembershipOrder::Change(change) => change.steps.as_slice(),
             _ => &[],
         };
         let promoted = |node: NodeId| {
-            let promotes = |step: &Step| matches!(step, Step::Promote(one, when) if *one == node && *when != CaughtUp::Unchecked);
+            let promotes = |step: &Step| matches!(step, Step::Promote(one, _) if *one == node);
             steps.iter().any(promotes)
         };
         let members = self.membership.members.iter().map(|(id, member)| (*id, member.node));
@@ -205,7 +210,7 @@ impl GroupCore {
     fn plan_order(
         &self,
         order: &MembershipOrder,
-        live: &LiveNodes,
+        presence: &impl Fn(ReplicaId, NodeId) -> Presence,
     ) -> Result<ConfigEntry, MembershipError> {
         let (group, membership) = (self.id, &*self.membership);
         match order {
@@ -213,11 +218,11 @@ impl GroupCore {
                 let new = self.incoming_node().ok_or(MembershipError::NothingToCancel { group })?;
                 let mut change = MembershipChange::new().remove(new);
                 change.expecting = *expecting;
-                self.plan_change(&change, live)
+                self.plan_change(&change, presence)
             }
             MembershipOrder::Change(change) => {
                 self.check_no_addition()?;
-                self.plan_change(change, live)
+                self.plan_change(change, presence)
             }
             MembershipOrder::Replace { old, new, expecting } => {
                 self.check_no_addition()?;
@@ -243,9 +248,9 @@ impl GroupCore {
     fn plan_change(
         &self,
         change: &MembershipChange,
-        live: &LiveNodes,
+        presence: &impl Fn(ReplicaId, NodeId) -> Presence,
     ) -> Result<ConfigEntry, MembershipError> {
-        let matched = |id: ReplicaId| LogIndex::new(self.matched_if_present(id, live));
+        let matched = |id: ReplicaId| LogIndex::new(self.matched_if_present(id, presence));
         let lacks_state = |id: ReplicaId| self.state_of_peer(id.get()) == PeerState::Lost;
         let last = LogIndex::new(self.raw.raft.raft_log.last_index());
         let progress = Progress { last, matched: &matched, lacks_state: &lacks_state };
@@ -254,9 +259,13 @@ impl GroupCore {
 
     /// What the log of a replica is known to hold; nothing when it does not answer: it may come back without its
     /// disk, or not at all.
-    fn matched_if_present(&self, id: ReplicaId, live: &LiveNodes) -> u64 {
+    fn matched_if_present(
+        &self,
+        id: ReplicaId,
+        presence: &impl Fn(ReplicaId, NodeId) -> Presence,
+    ) -> u64 {
         let node = self.membership.node_of(id);
-        let counts = node.is_some_and(|node| self.presence(id, node, live) == Presence::Answers)
+        let counts = node.is_some_and(|node| presence(id, node) == Presence::Answers)
             || self.config.bugs.has(KnownBug::CountLostLearner);
         let progress = self.raw.raft.prs().get(id.get()).filter(|_| counts);
         progress.map_or(0, |progress| progress.matched)
@@ -268,13 +277,17 @@ impl GroupCore {
     }
 
     /// Whether the group is able to make the change, and to live with it.
-    fn check_consequences(&self, entry: &ConfigEntry, live: &LiveNodes) -> Result<(), Hindrance> {
+    fn check_consequences(
+        &self,
+        entry: &ConfigEntry,
+        presence: &impl Fn(ReplicaId, NodeId) -> Presence,
+    ) -> Result<(), Hindrance> {
         let bugs = self.config.bugs;
         let consequences = Consequences {
             group: self.id,
             membership: &self.membership,
             entry,
-            presence: |id, node| self.presence(id, node, live),
+            presence,
             has_state: |id: ReplicaId| self.state_of_peer(id.get()) == PeerState::There,
         };
         consequences.check_quorum()?;
@@ -414,7 +427,7 @@ impl GroupCore {
     /// is left, the addition of a voter when that has its vote.
     pub(super) fn resolve_change(&mut self, entry: &Entry, effects: &mut Effects) {
         let (joint, incoming) = (self.joint, self.membership.incoming.is_some());
-        if let Some(pending) = self.changes.take_over(entry.index, joint, incoming) {
+        for pending in self.changes.take_over(entry.index, joint, incoming) {
             self.answer_change(pending, effects);
         }
     }
@@ -432,21 +445,21 @@ impl GroupCore {
     /// An entry that is no change was committed: the change that was proposed there is gone.
     pub(super) fn supersede_change(&mut self, entry: &Entry, effects: &mut Effects) {
         let group = self.id;
-        if let Some(pending) = self.changes.take_at(entry.index) {
+        for pending in self.changes.take_at(entry.index) {
             let error = MembershipError::Superseded { group };
             effects.membership_replies.push((pending.completion, Err(error)));
         }
     }
 
     fn refuse_held_change(&mut self, error: &MembershipError, effects: &mut Effects) {
-        if let Some(request) = self.changes.take_held() {
-            effects.membership_replies.push((request.completion, Err(error.clone())));
+        if let Some(held) = self.changes.take_held() {
+            effects.membership_replies.push((held.request.completion, Err(error.clone())));
         }
     }
 
     pub(super) fn fail_change(&mut self, error: &MembershipError, effects: &mut Effects) {
         self.refuse_held_change(error, effects);
-        if let Some(pending) = self.changes.take() {
+        for pending in self.changes.take_all() {
             effects.membership_replies.push((pending.completion, Err(error.clone())));
         }
     }
@@ -458,11 +471,11 @@ impl GroupCore {
         self.fail_change(&MembershipError::Unknown { group, cause }, effects);
     }
 
-    /// A caller that waited too long gets an unknown outcome.
+    /// Callers that waited too long get an unknown outcome.
     pub(super) fn expire_change(&mut self, effects: &mut Effects) {
         let limit = u64::from(self.config.propose_give_up_ticks);
         let group = self.id;
-        if let Some(pending) = self.changes.take_expired(self.ticks, limit) {
+        for pending in self.changes.take_expired(self.ticks, limit) {
             let error = MembershipError::Unknown { group, cause: UnknownCause::Timeout };
             effects.membership_replies.push((pending.completion, Err(error)));
         }
@@ -512,7 +525,7 @@ impl GroupCore {
             true => PeerState::Lost,
             false => self.state_of_peer(id.get()),
         };
-        let answers = |node| self.answers(node, live);
+        let answers = |id, node| self.presence(id, node, live) == Presence::Answers;
         self.lacks_state()
             && !bugs.has(KnownBug::ForgetLostStates)
             && may_lose_last_state(&self.membership, state_of, answers)
@@ -524,7 +537,8 @@ impl GroupCore {
         let Incoming { replica, replaces } = incoming;
         let raft = &self.raw.raft;
         let progress = raft.prs().get(replica.get())?;
-        let matched = self.matched_if_present(replica, live);
+        let presence = |id, node| self.presence(id, node, live);
+        let matched = self.matched_if_present(replica, &presence);
         let level = matched + ADDITION_LAG >= raft.raft_log.last_index();
         let has_state = self.state_of_peer(replica.get()) != PeerState::Lost;
         let follows = progress.state == ProgressState::Replicate && matched > 0 && has_state;

@@ -84,10 +84,11 @@ pub enum MembershipError {
     #[error("a promotion in group {group} asks for index 0; say so if nothing is to be checked")]
     NoMinimum { group: GroupId },
     /// Definite. Too few voters take part for the change to be committed. One takes part whose replica answers
-    /// the leader: a node may answer whose replica failed, or is closed. The status of its host says why.
+    /// what the leader asks it for the change, and holds what was committed then: a node may answer whose replica
+    /// failed, or is closed, or takes no entries. The status of its host says why.
     #[error(
         "too few voters of group {group} take part: {live}, and the change needs {needed}; the replicas of the \
-         others do not answer, although their nodes may"
+         others do not answer, or lack what is committed, although their nodes may answer"
     )]
     NoQuorum {
         group: GroupId,
@@ -97,11 +98,12 @@ pub enum MembershipError {
         needed: usize,
     },
     /// Definite. After the change too few of the voters would take part: the group would have no
-    /// quorum, and could not be changed back. Remove or replace a voter first whose replica does not answer,
-    /// although its node may, or wait until it does.
+    /// quorum, and could not be changed back. Remove or replace a voter first whose replica does not answer, or
+    /// lacks what is committed, although its node may answer, or wait until it does.
     #[error(
         "after the change too few voters of group {group} would take part: {live}, and it would need {needed}; \
-         first remove or replace one whose replica does not answer, although its node may"
+         first remove or replace one whose replica does not answer, or lacks what is committed, although its node \
+         may answer"
     )]
     NoQuorumAfter {
         group: GroupId,

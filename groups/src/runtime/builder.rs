@@ -104,6 +104,8 @@ impl GroupsBuilder {
             transport,
             latency: Arc::default(),
             freezes: Latency::default(),
+            log_writes: Latency::default(),
+            rounds: Latency::default(),
             apply,
             log,
             snapshot_tasks,

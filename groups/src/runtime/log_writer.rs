@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use shardhost_storage::{GroupId, GroupWrite, LogBatch, LogError, LogStore};
@@ -239,7 +239,9 @@ fn write(shared: &RuntimeShared, store: &dyn LogStore, mut merged: Merged) -> bo
     merged.add_endings(store);
     while merged.has_writes() {
         shared.log_activity.turn();
+        let began = Instant::now();
         let written = merged.write_to(store);
+        shared.log_writes.record(began.elapsed());
         shared.log_activity.turn();
         match written {
             Ok(()) => break,

@@ -44,7 +44,9 @@ use std::thread::JoinHandle;
 
 use dashmap::DashMap;
 use parking_lot::Mutex;
-use shardhost_storage::{GroupId, LogError, LogStore, Membership, NodeId, SnapshotStore};
+use shardhost_storage::{
+    DatabaseStats, GroupId, LogError, LogStore, Membership, NodeId, SnapshotStore,
+};
 use tokio::sync::watch;
 
 use crate::activity::Activity;
@@ -95,6 +97,10 @@ pub(crate) struct RuntimeShared {
     pub(crate) latency: Arc<Latency>,
     /// How long proposals were paused for transfers.
     freezes: Latency,
+    /// How long writes of the log took, each with its sync.
+    log_writes: Latency,
+    /// How long rounds of the workers took.
+    rounds: Latency,
     apply: apply_pool::ApplyQueue,
     log: log_writer::LogQueue,
     snapshot_tasks: snapshot_writer::SnapshotQueue,
@@ -352,6 +358,25 @@ impl Groups {
     #[must_use]
     pub fn freezes(&self) -> &Latency {
         &self.shared().freezes
+    }
+
+    /// How long writes of the log took, each with its sync, since the start.
+    #[must_use]
+    pub fn log_writes(&self) -> &Latency {
+        &self.shared().log_writes
+    }
+
+    /// How long rounds of the workers took since the start, from the first input to the last effect: what a group
+    /// waits for others on its thread.
+    #[must_use]
+    pub fn rounds(&self) -> &Latency {
+        &self.shared().rounds
+    }
+
+    /// The database under the log; `None`: there is none, or the host was shut down.
+    #[must_use]
+    pub fn log_database(&self) -> Option<DatabaseStats> {
+        self.shared().store().ok()?.database()
     }
 
     /// Counters since the start.

@@ -36,7 +36,7 @@ pub(super) fn run(shared: &Arc<RuntimeShared>, index: usize, outlet: &Outlet) {
         } else {
             IDLE_WAIT
         };
-        let stop = take_inputs(shared, &mut core, outlet, wait);
+        let (stop, began) = take_inputs(shared, &mut core, outlet, wait);
         let now = Instant::now();
         if now >= next_slot {
             activity.enter(Phase::Ticks);
@@ -50,6 +50,7 @@ pub(super) fn run(shared: &Arc<RuntimeShared>, index: usize, outlet: &Outlet) {
         activity.enter(Phase::Effects);
         carry_out(shared, index, effects);
         activity.enter(Phase::Waiting);
+        shared.rounds.record(began.elapsed());
         if stop {
             core.stop_all();
             carry_out(shared, index, core.finish_step(None));
@@ -59,16 +60,17 @@ pub(super) fn run(shared: &Arc<RuntimeShared>, index: usize, outlet: &Outlet) {
     }
 }
 
-/// Takes all that waits, or waits for the first. Returns whether the worker is to stop.
+/// Takes all that waits, or waits for the first. Returns whether the worker is to stop, and when the round
+/// began.
 fn take_inputs(
     shared: &RuntimeShared,
     core: &mut WorkerCore,
     outlet: &Outlet,
     wait: Duration,
-) -> bool {
+) -> (bool, Instant) {
     let first = match outlet.completions.try_recv() {
         Ok(input) => Some(input),
-        Err(TryRecvError::Disconnected) => return true,
+        Err(TryRecvError::Disconnected) => return (true, Instant::now()),
         Err(TryRecvError::Empty) => match outlet.outside.try_recv() {
             Ok(input) => Some(input),
             Err(_) => wait_for_input(outlet, wait),
@@ -78,7 +80,13 @@ fn take_inputs(
     // from a later one.
     core.begin(shared.clock.now());
     core.activity().enter(Phase::Inputs);
-    let Some(first) = first else { return false };
+    let began = Instant::now();
+    let stop = first.is_some_and(|first| take_all(core, outlet, first));
+    (stop, began)
+}
+
+/// Takes this one and all that wait. Returns whether the worker is to stop.
+fn take_all(core: &mut WorkerCore, outlet: &Outlet, first: Input) -> bool {
     if take(core, outlet, first) {
         return true;
     }

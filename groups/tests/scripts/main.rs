@@ -68,6 +68,7 @@
 //! | `read node=1 as=a` `lease` `follower` `leadership`, `cancel node=1 as=a` | a read, under a name; its caller goes away |
 //! | `transfer node=1 to=2`, `transfer node=1 to=(2,3) max-lag=0` | leadership goes to one node, or to the first that fits |
 //! | `change node=1 add-voter=4 add-learner=5 promote=6 demote=2 remove=3 expecting=7` | the membership changes; a promotion takes `max-lag=`, `at-least=`, `unchecked` |
+//! | … `unanswered` | the heartbeats by which the leader asks its peers first stay on their way; else they are answered at once, which is not shown |
 //! | `replace node=1 old=3 new=4`, `cancel-addition node=1` | one member by another; not, after all |
 //! | `barrier node=1`, `barrier node=1 drain=1`, `barrier node=1 close=1` | users' proposals are held back |
 //! | `snapshot node=1` | the state machine is asked for a snapshot |
@@ -165,6 +166,11 @@ const NEEDS: &[(KnownBug, &str)] = &[
     (KnownBug::ChangeIntoStandstill, "membership/no_change_into_a_standstill.txt"),
     (KnownBug::CountNodesForReplicas, "membership/no_change_beside_a_failed_replica.txt"),
     (KnownBug::CountNodesForReplicas, "membership/no_vote_for_a_failed_learner.txt"),
+    (KnownBug::CountEarlierAnswers, "membership/no_change_beside_a_frozen_voter.txt"),
+    (
+        KnownBug::CountVotersThatTakeNothing,
+        "membership/no_change_beside_a_voter_that_takes_no_entries.txt",
+    ),
     (KnownBug::CountNodesForReplicas, "hibernation/a_change_waits_for_answers.txt"),
     (KnownBug::KeepForTheUnlevel, "failures/a_lost_state_leaves_past_one_that_lags.txt"),
     (KnownBug::JointWaitsForMachine, "membership/joint_is_left_without_the_machine.txt"),

@@ -250,6 +250,40 @@ fn a_change_that_counts_on_a_replica_that_failed_is_caught() {
     is_caught(a_change_beside_a_failed_replica, KnownBug::CountNodesForReplicas);
 }
 
+/// A voter is cut off, or its disk hangs, and a moment later the leader is asked for a change that would leave it with
+/// that one.
+fn a_change_beside_one_that_is_gone(seed: u64, bugs: KnownBugs) -> Result<(), String> {
+    let mut cluster = working(seed, 0, bugs)?;
+    let [leader, whole, gone] = roles(&cluster, seed)?;
+    if seed.is_multiple_of(2) {
+        cluster.isolate(gone);
+    } else {
+        cluster.hang_log(gone, 120_000);
+        cluster.write(leader, GROUP, 1)?;
+    }
+    cluster.pass(50 + seed * 13)?;
+    let change = match seed % 4 {
+        0 => MembershipChange::new().demote(whole),
+        _ => MembershipChange::new().remove(whole),
+    };
+    cluster.change_members(leader, GROUP, change)?;
+    is_served(&mut cluster)?;
+    cluster.clients_work(false);
+    cluster.pass(2_000)?;
+    // A leader is there as long as it is answered, whether anything is written or not.
+    cluster.write_to_every_group()
+}
+
+#[test]
+fn a_change_that_counts_on_what_was_answered_before_is_caught() {
+    is_caught(a_change_beside_one_that_is_gone, KnownBug::CountEarlierAnswers);
+}
+
+#[test]
+fn a_change_that_counts_on_one_that_takes_nothing_is_caught() {
+    is_caught(a_change_beside_one_that_is_gone, KnownBug::CountVotersThatTakeNothing);
+}
+
 /// A leader that should not lead asks the only voter that could, which is impaired itself: it lost its state,
 /// or has no room either. That passes, the impairment of the leader does not.
 fn an_impaired_one_is_asked_again(seed: u64, bugs: KnownBugs) -> Result<(), String> {

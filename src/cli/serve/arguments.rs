@@ -46,6 +46,9 @@ pub struct ServeArguments {
     /// Where operators reach this node, if not at --admin-listen: what other nodes give them, too.
     #[arg(long, value_name = "ADDRESS", value_parser = parse_seed)]
     admin_advertise: Option<String>,
+    /// Where to answer requests over HTTP: /metrics, /healthz, /readyz. Without it, nowhere.
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_listen)]
+    http_listen: Option<SocketAddr>,
     /// Join the running cluster of these nodes: this node gets a number, and learns where the others are.
     /// The data directory keeps the answer, so that later starts need no seed.
     #[arg(
@@ -231,6 +234,7 @@ pub(super) fn configuration(
     config.client_advertise = arguments.client_advertise.clone().or(config.client_advertise);
     config.admin_listen = arguments.admin_listen.or(config.admin_listen);
     config.admin_advertise = arguments.admin_advertise.clone().or(config.admin_advertise);
+    config.http_listen = arguments.http_listen.or(config.http_listen);
     config.nodes.extend(peers(&arguments.peers)?);
     if arguments.config.is_none() {
         config.alone = config.nodes.is_empty();

@@ -173,15 +173,17 @@ fn print_started(arguments: &ServeArguments, server: &Server) -> anyhow::Result<
             "node": node.get(), "cluster": cluster, "address": address.to_string(), "groups": groups,
             "admin_address": operators.unwrap_or(address).to_string(),
             "client_address": clients.unwrap_or(address).to_string(),
+            "http_address": server.pages().map(|at| at.to_string()),
         });
         writeln!(output, "{started}")?;
     } else {
         let (cluster, groups) = (shown(cluster), counted(groups, "group"));
         let at = |who, at: Option<_>| at.map(|at| format!(", {who} at {at}")).unwrap_or_default();
         let (operators, clients) = (at("operators", operators), at("clients", clients));
+        let pages = at("HTTP", server.pages());
         writeln!(
             output,
-            "node {node} of cluster {cluster} serves {groups} at {address}{operators}{clients}; stop it with \
+            "node {node} of cluster {cluster} serves {groups} at {address}{operators}{clients}{pages}; stop it with \
              Ctrl-C or SIGTERM"
         )?;
     }

@@ -39,6 +39,7 @@ pub(super) fn findings<'a>(
     found.extend(each(alarms));
     found.extend(each(failures));
     found.extend(each(refusals));
+    found.extend(one_address_for_two(&nodes));
     found
 }
 
@@ -256,6 +257,41 @@ fn refusals(status: &HostStatus) -> Vec<String> {
     status.peers.iter().flat_map(line).flatten().collect()
 }
 
+/// Where clients are sent for one node and reach another one, or the listener of another one for nodes.
+fn one_address_for_two(nodes: &[&HostStatus]) -> Vec<String> {
+    let peers = || nodes.iter().flat_map(|status| &status.peers);
+    let own = nodes.iter().map(|status| (status.node, &status.client_address));
+    let said = peers().map(|peer| (peer.node, &peer.client_address));
+    let for_clients: BTreeSet<(&String, u64)> = own
+        .chain(said)
+        .filter(|(_, address)| !address.is_empty())
+        .map(|(node, address)| (address, node))
+        .collect();
+    let for_nodes: BTreeSet<(&String, u64)> =
+        peers().map(|peer| (&peer.address, peer.node)).collect();
+    let mut found = Vec::new();
+    for (address, node) in &for_clients {
+        let other_at = |all: &BTreeSet<(&String, u64)>| {
+            all.iter().find(|(at, other)| at == address && other != node).map(|(_, other)| *other)
+        };
+        // Each pair is named once.
+        let clients = other_at(&for_clients).filter(|other| node < other);
+        found.extend(clients.map(|other| {
+            format!(
+                "nodes {node} and {other} both say that clients reach them at {address}: change `client-advertise` of \
+                 the wrong one"
+            )
+        }));
+        found.extend(other_at(&for_nodes).map(|other| {
+            format!(
+                "node {node} says that clients reach it at {address}, which is where nodes reach node {other}: change \
+                 its `client-advertise`"
+            )
+        }));
+    }
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use shardhost_proto::admin::{ShortVoters, ShrunkGroups};
@@ -359,6 +395,40 @@ mod tests {
                 "node 1 is refused by node 3: unknown",
             ]
         );
+    }
+
+    #[test]
+    fn an_address_that_leads_clients_to_another_node_is_named_with_both() {
+        let peer = |node, client: &str| PeerStatus {
+            node,
+            address: format!("n{node}:7400"),
+            client_address: client.to_owned(),
+            ..PeerStatus::default()
+        };
+        let status = |node, client: &str, peers| HostStatus {
+            node,
+            client_address: client.to_owned(),
+            peers,
+            ..HostStatus::default()
+        };
+        let well = [
+            status(1, "n1:7500", vec![peer(2, "n2:7500"), peer(3, "")]),
+            status(2, "n2:7500", vec![peer(1, "n1:7500"), peer(3, "")]),
+        ];
+        assert!(one_address_for_two(&well.each_ref()).is_empty());
+        let wrong = [
+            status(1, "n1:7500", vec![peer(2, "n1:7500"), peer(3, "n2:7400")]),
+            status(2, "n1:7500", vec![peer(1, "n1:7500"), peer(3, "n2:7400")]),
+        ];
+        let named = [
+            "nodes 1 and 2 both say that clients reach them at n1:7500",
+            "node 3 says that clients reach it at n2:7400, which is where nodes reach node 2",
+        ];
+        let found = one_address_for_two(&wrong.each_ref());
+        assert_eq!(found.len(), named.len(), "{found:#?}");
+        for (line, words) in found.iter().zip(named) {
+            assert!(line.starts_with(words), "{line}");
+        }
     }
 
     #[test]

@@ -57,14 +57,6 @@ pub struct Held<'a> {
 }
 
 impl Held<'_> {
-    /// A member on `new` takes the place of one that runs.
-    pub(super) fn move_of(&self, old: NodeId, new: NodeId) -> Step {
-        match self.learners.filter(|learners| learners.contains(&old)) {
-            Some(learners) => Step::ReplaceLearner { old, new, has: learners.len() as u32 },
-            None => Step::Replace { old, new },
-        }
-    }
-
     pub(super) fn is_learner(&self, node: NodeId) -> bool {
         self.learners.is_some_and(|learners| learners.contains(&node))
     }
@@ -148,6 +140,8 @@ pub enum Bug {
     RemovesInNeed,
     /// The place where the leader is wanted is left for balance.
     ForgetsWishes,
+    /// Learners whose number no rule names move for balance, in two changes of their group.
+    MovesUncounted,
 }
 
 impl Picture<'_> {
@@ -334,6 +328,22 @@ impl<'a> Work<'a> {
         let others = held.members.iter().filter(|member| Some(**member) != old && **member != node);
         let zones = others.filter_map(|member| self.place(*member)?.zone.as_ref());
         zones.filter(|other| *other == zone).count()
+    }
+
+    /// A member on `new` takes the place of one that runs. A learner goes in a second change, when the one in its place
+    /// has caught up; only a rule for their number says in between that there is one more. Without such a rule
+    /// there is a single change.
+    pub(super) fn move_of(&self, held: &Held<'_>, old: NodeId, new: NodeId) -> Step {
+        match held.learners.filter(|_| held.is_learner(old) && !self.is_uncounted(held, old)) {
+            Some(learners) => Step::ReplaceLearner { old, new, has: learners.len() as u32 },
+            None => Step::Replace { old, new },
+        }
+    }
+
+    /// Whether a member is a learner of a group whose rule names no number of them: somebody put it there.
+    pub(super) fn is_uncounted(&self, held: &Held<'_>, node: NodeId) -> bool {
+        let uncounted = held.is_learner(node) && held.wanted(true).is_none();
+        uncounted && !bug!(self.picture, MovesUncounted)
     }
 
     /// Whether as many members may lead a group after a move between nodes that run.

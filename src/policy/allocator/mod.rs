@@ -88,6 +88,8 @@ pub struct Allocator {
     ticket: u64,
     #[cfg(test)]
     bug: Option<OrderBug>,
+    #[cfg(test)]
+    choice_bug: Option<choose::Bug>,
 }
 
 impl Allocator {
@@ -116,7 +118,7 @@ impl Allocator {
             limit: MAX_MOVING.saturating_sub(self.moving.len()),
             spread: self.has_settled(seen, settings),
             #[cfg(test)]
-            bug: None,
+            bug: self.choice_bug,
         });
         let (mut spread, most) = (spreading.count(), self.room_for_spreading());
         let orders = choice.changes.iter().map(|change| self.instead(*change, seen, settings));

@@ -29,6 +29,9 @@ pub(super) const AVOIDED_FOR_MS: u64 = 3_600_000;
 /// How long a group that refused is left alone at first; twice as long with each further refusal.
 pub(super) const FIRST_REST_MS: u64 = 2_000;
 pub(super) const LONGEST_REST_MS: u64 = 120_000;
+/// For how long an addition counts as under way that the members of its group do not show. Leaders say it again
+/// whenever their group is to change.
+pub(super) const SAID_FOR_MS: u64 = LONGEST_REST_MS + UNSEEN_FOR_MS;
 /// Between two times that the leader is asked whether the learner that is replaced may go.
 const ASK_AGAIN_MS: u64 = 3_000;
 
@@ -39,7 +42,8 @@ pub enum Outcome {
     Begun,
     /// It was not begun, and why.
     Refused(String),
-    /// It was not begun: an addition to this node is under way, which was ordered before, or by an operator.
+    /// It was not begun: the replica on this node is to catch up first. It was added by an order before, or by an
+    /// operator.
     InTheWay(NodeId),
     /// It may have begun.
     Unknown,
@@ -78,8 +82,20 @@ pub(super) struct InTheWay {
     pub(super) node: NodeId,
     /// Since when that is known.
     since_ms: u64,
+    /// When it was said last.
+    said_ms: u64,
     /// It is known not to end.
     overdue: bool,
+}
+
+impl InTheWay {
+    const fn known_since(node: NodeId, now_ms: u64) -> Self {
+        Self { node, since_ms: now_ms, said_ms: now_ms, overdue: false }
+    }
+
+    const fn overdue(node: NodeId, now_ms: u64) -> Self {
+        Self { overdue: true, ..Self::known_since(node, now_ms) }
+    }
 }
 
 /// What an allocator can do wrong with its orders. Only tests put it in.
@@ -91,6 +107,10 @@ pub(super) enum OrderBug {
     KeepsGivenUp,
     /// Only what the allocator ordered itself is given up when it does not end.
     LeavesInTheWay,
+    /// An addition that has ended counts as under way.
+    KeepsEnded,
+    /// Of two learners any goes, although it is known which of them does not come.
+    RemovesAny,
 }
 
 impl Allocator {
@@ -108,8 +128,7 @@ impl Allocator {
     pub(super) fn order(&mut self, change: Change, now_ms: u64) -> Order {
         if let Some(node) = change.instead_of {
             self.avoid(change.group, node, now_ms);
-            let in_the_way = InTheWay { node, since_ms: now_ms, overdue: true };
-            self.in_the_way.insert(change.group, in_the_way);
+            self.in_the_way.insert(change.group, InTheWay::overdue(node, now_ms));
         }
         self.ticket += 1;
         let (ticket, ordered_ms, sent_ms) = (self.ticket, now_ms, now_ms);
@@ -153,7 +172,11 @@ impl Allocator {
             Outcome::Refused(why) => self.rest(group, now_ms, why),
             Outcome::InTheWay(node) => {
                 self.note_in_the_way(group, node, now_ms);
-                self.rest(group, now_ms, format!("an addition of node {node} is under way"));
+                self.rest(
+                    group,
+                    now_ms,
+                    format!("its replica on node {node} is to catch up first"),
+                );
             }
         }
         self.moving.remove(&group);
@@ -161,11 +184,12 @@ impl Allocator {
     }
 
     fn note_in_the_way(&mut self, group: GroupId, node: NodeId, now_ms: u64) {
-        let known = self.in_the_way.get(&group);
-        if known.is_none_or(|known| known.node != node) {
-            let new = InTheWay { node, since_ms: now_ms, overdue: false };
-            self.in_the_way.insert(group, new);
+        let new = InTheWay::known_since(node, now_ms);
+        let known = self.in_the_way.entry(group).or_insert(new);
+        if known.node != node {
+            *known = new;
         }
+        known.said_ms = now_ms;
     }
 
     fn rest(&mut self, group: GroupId, now_ms: u64, why: String) {
@@ -188,7 +212,7 @@ impl Allocator {
         seen: &Observation<'_>,
         settings: ReplicaSettings,
     ) -> Change {
-        let InTheWay { node, since_ms, overdue } = match self.in_the_way.get(&change.group) {
+        let InTheWay { node, since_ms, overdue, .. } = match self.in_the_way.get(&change.group) {
             Some(one) if one.overdue || !self.has(OrderBug::LeavesInTheWay) => *one,
             _ => return change,
         };
@@ -196,7 +220,17 @@ impl Allocator {
         let ends_never = overdue
             || seen.now_ms >= since_ms + self.patience_ms(change.group)
             || self.silent.get(&node).is_some_and(is_gone);
-        Change { instead_of: ends_never.then_some(node), ..change }
+        let instead_of = ends_never.then_some(node);
+        match (change.step, instead_of) {
+            // Of two learners the one goes that does not come.
+            (Step::Remove { learner: true, wanted, .. }, Some(old))
+                if !self.has(OrderBug::RemovesAny) =>
+            {
+                let step = Step::Remove { old, learner: true, wanted };
+                Change { step, instead_of, ..change }
+            }
+            _ => Change { instead_of, ..change },
+        }
     }
 
     pub(super) fn room_for_spreading(&self) -> usize {
@@ -237,15 +271,18 @@ impl Allocator {
                     self.avoided.insert((group, node), Avoided { until_ms });
                 }
                 Fate::Overdue(node) => {
-                    let in_the_way = InTheWay { node, since_ms: now_ms, overdue: true };
-                    self.in_the_way.insert(group, in_the_way);
+                    self.in_the_way.insert(group, InTheWay::overdue(node, now_ms));
                 }
             }
         }
         let exists =
             |group: &GroupId| *group == SYSTEM_GROUP || seen.view.groups().contains_key(group);
         self.resting.retain(|group, _| exists(group));
-        self.in_the_way.retain(|group, _| exists(group));
+        let keeps_ended = self.has(OrderBug::KeepsEnded);
+        self.in_the_way.retain(|group, one| {
+            let was_said = now_ms < one.said_ms + SAID_FOR_MS;
+            exists(group) && (was_said || may_catch_up(seen, *group, one.node) || keeps_ended)
+        });
         self.impatience.retain(|group, _| exists(group));
         self.avoided.retain(|(group, _), avoided| exists(group) && avoided.until_ms > now_ms);
     }
@@ -280,6 +317,18 @@ impl Allocator {
             }
             _ => Fate::UnderWay,
         }
+    }
+}
+
+/// Whether a replica on a node may be one that was added and has no vote yet, as far as the members of its group
+/// show.
+fn may_catch_up(seen: &Observation<'_>, group: GroupId, node: NodeId) -> bool {
+    match seen.view.groups().get(&group) {
+        Some(record) => {
+            let learns = |learners: &[NodeId]| learners.contains(&node);
+            record.has_member(node) && record.learners().is_none_or(learns)
+        }
+        None => group == SYSTEM_GROUP && seen.system_learners.contains(&node),
     }
 }
 

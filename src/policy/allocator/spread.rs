@@ -57,7 +57,7 @@ impl<'a> Work<'a> {
             let moved = forbidden.find_map(|old| {
                 let keeps = |new| self.keeps_leaders(held, old, new);
                 let new = self.successor_among(held, Some(old), keeps)?;
-                Some(held.move_of(old, new))
+                Some(self.move_of(held, old, new))
             });
             match moved {
                 Some(step) => self.take(held, step, Reason::Rule),
@@ -85,14 +85,16 @@ impl<'a> Work<'a> {
                 continue;
             }
             let shared = |old: &&NodeId| {
-                self.is(**old, Standing::Open) && self.neighbors(held, **old, Some(**old)) > 0
+                self.is(**old, Standing::Open)
+                    && !self.is_uncounted(held, **old)
+                    && self.neighbors(held, **old, Some(**old)) > 0
             };
             // The fullest one that has a better place gives.
             let mut givers: Vec<NodeId> = held.members.iter().filter(shared).copied().collect();
             givers.sort_by_key(|old| Reverse((self.held(*old), *old)));
             let moved = givers.into_iter().find_map(|old| {
                 let new = self.place_in_another_zone(held, old)?;
-                Some(held.move_of(old, new))
+                Some(self.move_of(held, old, new))
             });
             if let Some(step) = moved {
                 self.take(held, step, Reason::Zone);
@@ -118,7 +120,9 @@ impl<'a> Work<'a> {
             if held.group == SYSTEM_GROUP || !self.is_settled(held) {
                 continue;
             }
-            for member in held.members.iter().filter(|member| open.contains(member)) {
+            let moves =
+                |member: &&NodeId| open.contains(member) && !self.is_uncounted(held, **member);
+            for member in held.members.iter().filter(moves) {
                 holds.entry(*member).or_default().push(held);
             }
         }
@@ -130,7 +134,7 @@ impl<'a> Work<'a> {
             let moves =
                 |held: &&&Held<'_>| self.is_free(held.group) && self.loses_nothing(held, old, new);
             match mine.iter().find(moves) {
-                Some(held) => self.take(held, held.move_of(old, new), Reason::Count),
+                Some(held) => self.take(held, self.move_of(held, old, new), Reason::Count),
                 None => drop(barren.insert((old, new))),
             }
         }

@@ -27,6 +27,21 @@ pub enum Tier {
     Count,
 }
 
+impl Tier {
+    /// One word, as metrics have it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Capability => "capability",
+            Self::Displaced => "displaced",
+            Self::Preference => "preference",
+            Self::Spread => "spread",
+            Self::Load => "load",
+            Self::Count => "count",
+        }
+    }
+}
+
 impl fmt::Display for Tier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

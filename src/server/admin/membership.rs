@@ -41,9 +41,11 @@ where
     let change = async move {
         loop {
             match make().await {
-                Err(error @ MembershipError::ConfigChangePending { .. }) => {
-                    *last.lock() = Some(error);
-                }
+                // Busy: the one before is about to be proposed.
+                Err(
+                    error @ (MembershipError::ConfigChangePending { .. }
+                    | MembershipError::Busy { .. }),
+                ) => *last.lock() = Some(error),
                 changed => return changed,
             }
             group.wait_for(|status| status.pending_change.is_none(), LOOK_AGAIN).await;

@@ -239,6 +239,18 @@ fn an_address_is_a_host_and_a_port() {
     }
 }
 
+/// Each node would take it for itself.
+#[test]
+fn a_node_is_reached_at_an_address_of_its_own() {
+    for everywhere in ["0.0.0.0:7400", "[::]:7400", "[::ffff:0.0.0.0]:7400"] {
+        let mut config = example();
+        config.nodes.insert("1".to_owned(), everywhere.to_owned());
+        let refused = config.validate().unwrap_err().to_string();
+        assert!(refused.contains("that of node 1"), "{refused}");
+        assert!(refused.contains("all addresses of a machine"), "{refused}");
+    }
+}
+
 #[test]
 fn shards_are_created_with_what_their_kind_requires() {
     let text = r#"

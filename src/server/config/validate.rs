@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use shardhost::driver::SYSTEM_GROUP;
-use shardhost::transport::address::check_address;
+use shardhost::transport::address::check_reachable;
 use shardhost_policy::catalog::{MAX_REPLACE_AFTER_MS, MIN_REPLACE_AFTER_MS, Name, Subject};
 use shardhost_policy::planner::snapshot::MAX_WEIGHT;
 use shardhost_proto::shard_map::MAX_SHARDS;
@@ -61,12 +61,7 @@ impl Apart<'_> {
                     "it names where {who} reach `{key}`, {address}, and that is not set; set it, or leave this out"
                 ));
             }
-            check_address(address).map_err(|error| wrong(advertise_key, error.to_string()))?;
-            if address.parse().is_ok_and(|socket: SocketAddr| socket.ip().is_unspecified()) {
-                return refused(format!(
-                    "{who} cannot connect to {address}; name the address of this machine"
-                ));
-            }
+            check_reachable(address).map_err(|error| wrong(advertise_key, error.to_string()))?;
         }
         let Some((key, address)) = self.reached() else { return Ok(()) };
         let Some((node, _)) = nodes.iter().find(|(_, of_node)| **of_node == address) else {
@@ -182,6 +177,7 @@ impl ServerConfig {
             return Err(wrong("client-memory-mib", bounds));
         }
         self.validate_apart()?;
+        self.validate_http_listener()?;
         self.validate_listeners()
     }
 
@@ -227,6 +223,20 @@ impl ServerConfig {
         [admin, client]
     }
 
+    /// The listener for HTTP is another one than those for calls.
+    fn validate_http_listener(&self) -> Result<(), ConfigError> {
+        let Some(http) = self.http_listen else { return Ok(()) };
+        let apart = self.apart().map(|apart| (apart.key, apart.listen));
+        let same =
+            [("listen", Some(self.listen))].into_iter().chain(apart).find_map(|(key, address)| {
+                address.filter(|address| clash(*address, http)).map(|address| (key, address))
+            });
+        let Some((key, address)) = same else { return Ok(()) };
+        let message =
+            format!("{http} and `{key}`, {address}, are one address; give HTTP another one");
+        Err(wrong("http-listen", message))
+    }
+
     /// All who reach a listener without TLS may do everything that is served there.
     fn validate_listeners(&self) -> Result<(), ConfigError> {
         if self.tls.is_some() && self.insecure {
@@ -237,7 +247,8 @@ impl ServerConfig {
             return Ok(());
         }
         let apart = self.apart().map(|apart| (apart.key, apart.listen));
-        let listeners = [("listen", Some(self.listen))].into_iter().chain(apart);
+        let own = [("listen", Some(self.listen)), ("http-listen", self.http_listen)];
+        let listeners = own.into_iter().chain(apart);
         let reached = listeners.into_iter().find_map(|(key, address)| {
             address.filter(|address| !address.ip().is_loopback()).map(|address| (key, address))
         });
@@ -285,7 +296,7 @@ impl ServerConfig {
             let node = number.parse().ok().and_then(NodeId::new).ok_or_else(|| {
                 wrong("nodes", format!("`{number}` is no number of a node; they start at 1"))
             })?;
-            check_address(address)
+            check_reachable(address)
                 .map_err(|error| wrong("nodes", format!("that of node {node}: {error}")))?;
             if nodes.insert(node, address.clone()).is_some() {
                 return Err(wrong(

@@ -22,6 +22,7 @@ use tokio::time::{Instant, timeout};
 
 use super::known_bugs::{KnownBug, KnownBugs};
 use super::reads::{Granted, Places, Waits};
+use super::requests::Requests;
 use super::stream_places::StreamPlaces;
 use super::{REQUEST_OVERHEAD_BYTES, SHORT_ANSWER_BYTES, STALL_TIMEOUT};
 use shardhost_proto::limits::{MAX_BATCH_BYTES, MAX_BATCH_REQUESTS};
@@ -46,6 +47,7 @@ pub struct ClientBudget {
     pub(super) streams: Arc<StreamPlaces>,
     waits: Mutex<LongWaits>,
     half: u32,
+    requests: Requests,
     pub(super) bugs: KnownBugs,
 }
 
@@ -112,7 +114,33 @@ impl ClientBudget {
         let batches = half as usize / CONNECTION_PART;
         let streams = Arc::new(StreamPlaces::new(batches, bugs));
         let reads = Places::new(half as usize, half / GROUP_PART);
-        Self { reads, writes, streams, waits: Mutex::default(), half, bugs }
+        Self {
+            reads,
+            writes,
+            streams,
+            waits: Mutex::default(),
+            half,
+            requests: Requests::default(),
+            bugs,
+        }
+    }
+
+    /// What became of the requests of all clients.
+    #[must_use]
+    pub const fn requests(&self) -> &Requests {
+        &self.requests
+    }
+
+    /// Bytes that there are for all clients.
+    #[must_use]
+    pub const fn bytes(&self) -> usize {
+        2 * self.half as usize
+    }
+
+    /// Streams of clients that are open.
+    #[must_use]
+    pub fn open_streams(&self) -> usize {
+        self.streams.open()
     }
 
     /// Bytes that are in use.

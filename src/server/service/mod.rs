@@ -10,6 +10,7 @@
 //! | [`table_server`], [`queue_server`] | the pipelined services of the two kinds of shard |
 //! | [`ClientBudget`] | what all clients of a host may hold of its memory |
 //! | [`MAX_STREAMS`] | how many streams they may have |
+//! | [`Requests`] | what became of their requests |
 //! | [`directory_server`] | which shards there are, and who leads them |
 //!
 //! The services know groups by their handles only; who holds which replica, and why, is the
@@ -28,6 +29,7 @@ mod no_groups;
 mod pipeline;
 mod queue;
 mod reads;
+mod requests;
 mod session;
 mod stream_places;
 mod table;
@@ -51,6 +53,7 @@ pub use self::budget::{ClientBudget, DEFAULT_CLIENT_BYTES, MIN_CLIENT_BYTES};
 pub use self::directory::DirectoryService;
 pub use self::pipeline::{PipelineService, Unread};
 pub use self::queue::QueueProtocol;
+pub use self::requests::{Access, Requests};
 pub use self::stream_places::{MAX_STREAMS, MAX_STREAMS_PER_CONNECTION};
 pub use self::table::TableProtocol;
 use shardhost_proto::limits::MAX_BATCH_BYTES;

@@ -16,6 +16,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::failure::failure;
 use super::pipeline::{PipelineService, Plan, Planned, Protocol, ReplyStream};
+use super::requests::Access;
 use super::session;
 use super::table::read_mode;
 use crate::shards::queue::{QueueCommand, QueueQuery, QueueResponse, Receipt, Receivable};
@@ -54,6 +55,8 @@ impl Protocol for QueueProtocol {
 
     fn plan(request: QueueRequest, stamps: &Stamps<'_>) -> Planned {
         let group = GroupId::new(request.group);
+        let reads = matches!(request.operation, Some(Operation::Peek(_)));
+        let access = if reads { Access::Read } else { Access::Write };
         let now_ms = stamps.now_ms(group);
         let plan = match request.operation {
             None => Plan::Invalid("the request names no operation".into()),
@@ -62,7 +65,7 @@ impl Protocol for QueueProtocol {
             }
             Some(operation) => session::join(plan(operation, now_ms), request.session, || now_ms),
         };
-        Planned { id: request.id, map: request.map, group, plan }
+        Planned { id: request.id, map: request.map, group, access, plan }
     }
 
     fn written(id: u64, applied: &Applied) -> QueueReply {
@@ -94,6 +97,13 @@ impl Protocol for QueueProtocol {
 
     fn failed(id: u64, failure: Failure) -> QueueReply {
         QueueReply { id, result: Some(Answer::Failure(failure)) }
+    }
+
+    fn failure_of(reply: &QueueReply) -> Option<&Failure> {
+        match &reply.result {
+            Some(Answer::Failure(failure)) => Some(failure),
+            _ => None,
+        }
     }
 
     fn replies(replies: Vec<QueueReply>) -> QueueReplies {

@@ -93,9 +93,14 @@ impl StreamPlaces {
         self.streams.lock().refused.is_some_and(|refused| refused.elapsed() < STALL_TIMEOUT)
     }
 
-    /// Streams that are open, and the most that one connection has.
+    /// Streams that are open.
+    pub(super) fn open(&self) -> usize {
+        self.streams.lock().open
+    }
+
+    /// The same, and the most that one connection has.
     #[cfg(test)]
-    pub(super) fn open(&self) -> (usize, usize) {
+    pub(super) fn open_and_most(&self) -> (usize, usize) {
         let streams = self.streams.lock();
         let most = streams.of.values().map(|of_connection| of_connection.open).max();
         (streams.open, most.unwrap_or(0))

@@ -15,6 +15,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::failure::failure;
 use super::pipeline::{PipelineService, Plan, Planned, Protocol, ReplyStream};
+use super::requests::Access;
 use super::session;
 use crate::shards::table::{TableAnswer, TableCommand, TableQuery, TableResponse};
 use crate::shards::time::Stamps;
@@ -52,13 +53,15 @@ impl Protocol for TableProtocol {
 
     fn plan(request: TableRequest, stamps: &Stamps<'_>) -> Planned {
         let group = GroupId::new(request.group);
+        let reads = matches!(request.operation, Some(Operation::Get(_) | Operation::Scan(_)));
+        let access = if reads { Access::Read } else { Access::Write };
         let plan = match request.operation {
             None => Plan::Invalid("the request names no operation".into()),
             Some(operation) => {
                 session::join(plan(operation), request.session, || stamps.now_ms(group))
             }
         };
-        Planned { id: request.id, map: request.map, group, plan }
+        Planned { id: request.id, map: request.map, group, access, plan }
     }
 
     fn written(id: u64, applied: &Applied) -> TableReply {
@@ -86,6 +89,13 @@ impl Protocol for TableProtocol {
 
     fn failed(id: u64, failure: Failure) -> TableReply {
         TableReply { id, result: Some(Answer::Failure(failure)) }
+    }
+
+    fn failure_of(reply: &TableReply) -> Option<&Failure> {
+        match &reply.result {
+            Some(Answer::Failure(failure)) => Some(failure),
+            _ => None,
+        }
     }
 
     fn replies(replies: Vec<TableReply>) -> TableReplies {

@@ -87,6 +87,22 @@ pub(in crate::core) enum PeerState {
     Lost,
 }
 
+/// Peers were asked to answer: when that was, and what was committed.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::core) struct Round {
+    pub tick: u64,
+    /// `None`: the clock could not be read.
+    pub began: Option<Moment>,
+    pub committed: u64,
+}
+
+impl Round {
+    /// Whether it lasted so long that who has not answered counts as one that takes no part.
+    pub(super) const fn is_over(self, tick: u64, timeout: u64) -> bool {
+        tick.saturating_sub(self.tick) > SILENT_TIMEOUTS * timeout
+    }
+}
+
 /// Election timeouts without an answer after which a peer counts as one that takes no part. After one it is not
 /// known.
 const SILENT_TIMEOUTS: u64 = 2;
@@ -294,6 +310,16 @@ impl Lease {
         } else {
             Presence::Unknown
         }
+    }
+
+    /// Whether a peer answered since it was asked: a heartbeat that was sent then or later. Heartbeats have no stamp
+    /// while the clock cannot be read; then an answer counts that comes an election timeout later.
+    pub(super) fn has_answered(&self, round: Round, replica: u64, timeout: u64) -> bool {
+        let peer = self.peers.iter().find(|peer| peer.replica == replica);
+        peer.is_some_and(|peer| {
+            round.began.is_some_and(|began| peer.stamp >= began)
+                || peer.answered.is_some_and(|tick| tick >= round.tick + timeout)
+        })
     }
 
     /// What peers answered before says nothing of now: the group woke.

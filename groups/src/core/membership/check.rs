@@ -92,13 +92,16 @@ where
         if self.entry.changes.is_empty() || voters.contains(&leader) {
             return Ok(());
         }
-        let keeps = |id: &ReplicaId| {
+        let presence = |id: &ReplicaId| {
             let node = self.membership.node_of(*id);
-            node.is_some_and(|node| (self.presence)(*id, node) == Presence::Answers)
-                && (self.has_state)(*id)
+            node.map_or(Presence::Silent, |node| (self.presence)(*id, node))
         };
-        match voters.iter().any(keeps) {
-            true => Ok(()),
+        let keeps = |id: &ReplicaId| presence(id) == Presence::Answers && (self.has_state)(*id);
+        if voters.iter().any(keeps) {
+            return Ok(());
+        }
+        match voters.iter().any(|id| presence(id) == Presence::Unknown) {
+            true => Err(Hindrance::Unheard),
             false => Err(MembershipError::NoStateAfter { group: self.group }.into()),
         }
     }
@@ -109,11 +112,11 @@ where
 pub(super) fn may_lose_last_state(
     membership: &Membership,
     state_of: impl Fn(ReplicaId) -> PeerState,
-    answers: impl Fn(NodeId) -> bool,
+    answers: impl Fn(ReplicaId, NodeId) -> bool,
 ) -> bool {
     let goes = |member: &Member| member.outgoing_voter && !member.voter && !member.learner;
     let has_one = |(id, member): (&ReplicaId, &Member)| {
-        !goes(member) && answers(member.node) && state_of(*id) == PeerState::There
+        !goes(member) && answers(*id, member.node) && state_of(*id) == PeerState::There
     };
     let may_have_one =
         |(id, member): (&ReplicaId, &Member)| goes(member) && state_of(*id) != PeerState::Lost;
@@ -189,6 +192,28 @@ mod tests {
         assert_eq!(check(Presence::Silent), Err(Hindrance::Refused(too_few)));
     }
 
+    /// Four voters without the leader, of which three answer that they have no state.
+    #[test]
+    fn a_state_that_may_be_with_one_that_had_no_time_to_answer_is_waited_for() {
+        let membership = Membership::initial((1..=5).map(NodeId::must));
+        let mut entry = ConfigEntry::default();
+        entry.changes.push((Kind::Remove, ReplicaId::must(1)));
+        let check = |fifth: Presence| {
+            let presence = |id: ReplicaId, _| match id.get() {
+                5 => fifth,
+                _ => Presence::Answers,
+            };
+            let has_state = |id: ReplicaId| id.get() == 5;
+            let (group, membership, entry) = (GroupId::new(1), &membership, &entry);
+            Consequences { group, membership, entry, presence, has_state }
+                .check_state_after(ReplicaId::must(1))
+        };
+        assert_eq!(check(Presence::Answers), Ok(()));
+        assert_eq!(check(Presence::Unknown), Err(Hindrance::Unheard));
+        let none = MembershipError::NoStateAfter { group: GroupId::new(1) };
+        assert_eq!(check(Presence::Silent), Err(Hindrance::Refused(none)));
+    }
+
     #[test]
     fn a_leader_that_leaves_leaves_its_state_to_one_that_answers() {
         let leader = ReplicaId::must(1);
@@ -221,11 +246,14 @@ mod tests {
         ];
         for (stays, goes, answers, waits) in cases {
             let state_of = |id: ReplicaId| [Lost, stays, goes][id.get() as usize - 1];
-            let found = may_lose_last_state(&membership, state_of, |_| answers);
+            let found = may_lose_last_state(&membership, state_of, |_, _| answers);
             assert_eq!(found, waits, "{stays:?} stays, {goes:?} goes, {answers}");
         }
         let learner = membership.members.get_mut(&ReplicaId::must(3));
         learner.map(|member| member.learner = true).unwrap();
-        assert!(!may_lose_last_state(&membership, |_| Unknown, |_| true), "it becomes a learner");
+        assert!(
+            !may_lose_last_state(&membership, |_| Unknown, |_, _| true),
+            "it becomes a learner"
+        );
     }
 }

@@ -1,5 +1,6 @@
 //! What is asked of a group, and in which words it answers.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -11,9 +12,12 @@ use shardhost_groups::worker::Input;
 use shardhost_groups::{
     CaughtUp, GroupId, LogIndex, Membership, MembershipChange, NodeId, Term, TransferError,
 };
+use shardhost_proto::peer::MessageKind;
 
 use crate::commands::arguments::Arguments;
 use crate::words;
+use crate::world::network::Pattern;
+use crate::world::node::Part;
 use crate::world::{Cluster, Done};
 
 /// Who asks, and under which line the answer appears.
@@ -103,14 +107,56 @@ impl Cluster {
         self.input(asker.node, Input::Transfer { group: asker.group, request })
     }
 
+    /// The leader asks its peers first. They answer at once, which is not shown, unless that is left to the script.
     pub fn change(&mut self, command: &str, arguments: &mut Arguments<'_>) -> Done {
         let asker = Asker::new(arguments)?;
+        let unanswered = arguments.flag("unanswered")?;
         let order = order(command, arguments)?;
         let good =
             |membership: Arc<Membership>| format!("done, {}", words::membership(&membership));
         let completion = self.answers.ask(asker.line(command), good);
         let request = Box::new(MembershipRequest { order, completion });
-        self.input(asker.node, Input::ChangeMembership { group: asker.group, request })
+        let input = Input::ChangeMembership { group: asker.group, request };
+        if unanswered {
+            return self.input(asker.node, input);
+        }
+        self.hides_heartbeats = true;
+        let heartbeats = self.heartbeats_of(asker.node, asker.group).len();
+        self.input(asker.node, input)?;
+        let asks = self.heartbeats_of(asker.node, asker.group).len() > heartbeats;
+        if asks {
+            self.answer_heartbeats(asker.node, asker.group)?;
+        }
+        self.hides_heartbeats = false;
+        Ok(())
+    }
+
+    fn heartbeats_of(&self, leader: NodeId, group: GroupId) -> Vec<NodeId> {
+        let kind = Some(MessageKind::Heartbeat);
+        let pattern =
+            Pattern { from: Some(leader), group: Some(group.get()), kind, ..Pattern::default() };
+        let on_their_way = self.network.all().filter(|(_, _, held)| held.is_empty());
+        let fit = on_their_way.filter(|((from, to), message, _)| pattern.fits(*from, *to, message));
+        fit.map(|((_, to), _, _)| to).collect()
+    }
+
+    /// Heartbeats that are on their way arrive, and so do their answers.
+    fn answer_heartbeats(&mut self, leader: NodeId, group: GroupId) -> Done {
+        let mut asked: BTreeSet<NodeId> = self.heartbeats_of(leader, group).into_iter().collect();
+        asked.retain(|peer| self.moves(*peer, Part::Worker));
+        for peer in asked {
+            for (from, to, kind) in [
+                (leader, peer, MessageKind::Heartbeat),
+                (peer, leader, MessageKind::HeartbeatResponse),
+            ] {
+                let kind = Some(kind);
+                let group = Some(group.get());
+                let pattern = Pattern { group, kind, ..Pattern::link(from, to) };
+                let frame = self.network.take(&pattern, usize::MAX);
+                self.arrive(from, to, frame.into_iter().map(|(_, message)| message).collect())?;
+            }
+        }
+        Ok(())
     }
 
     pub fn take_snapshot(&mut self, arguments: &mut Arguments<'_>) -> Done {

@@ -144,14 +144,20 @@ impl World {
 
     /// The members of a group are these from here on.
     fn report(&mut self, number: u64, members: &[u64]) {
+        self.report_with(number, members, &[]);
+    }
+
+    /// The same, and which of them have no vote.
+    fn report_with(&mut self, number: u64, members: &[u64], learners: &[u64]) {
         let record = &self.catalog.view().groups()[&group(number)];
         let config = record.reported.as_ref().map_or(1, |members| members.config_index.get() + 1);
+        let nodes = |list: &[u64]| list.iter().map(|number| node(*number)).collect();
         self.run(Operation::RecordMembers {
             group: group(number),
             config_index: shardhost_storage::LogIndex::new(config),
-            nodes: members.iter().map(|number| node(*number)).collect(),
+            nodes: nodes(members),
             founding: None,
-            learners: Some(BTreeSet::new()),
+            learners: Some(nodes(learners)),
             generation: None,
         });
     }

@@ -160,24 +160,12 @@ fn the_second_addition_that_does_not_end_is_the_one_that_is_given_up() {
     assert_eq!((moves(&changes), changes[0].instead_of), (vec![(7, 3, 6)], Some(node(5))));
 }
 
-#[test]
-fn a_learner_that_runs_is_asked_about_until_the_other_one_has_its_place() {
+/// Its rule asks for one learner, which is on node 4 and is to be on node 5: that was ordered.
+fn with_a_learner_to_move() -> World {
     let mut world = World::new(&["a", "a", "a", "a", "b"]);
     world.create(7, &[1, 2, 3], &[]);
-    let learners = |world: &mut World, config: u64, members: &[u64], learners: &[u64]| {
-        let nodes = |list: &[u64]| list.iter().map(|number| node(*number)).collect();
-        world.run(Operation::RecordMembers {
-            group: group(7),
-            config_index: shardhost_storage::LogIndex::new(config),
-            nodes: nodes(members),
-            founding: None,
-            learners: Some(nodes(learners)),
-            generation: None,
-        });
-    };
-    learners(&mut world, 10, &[1, 2, 3, 4], &[4]);
+    world.report_with(7, &[1, 2, 3, 4], &[4]);
     // What the learner is for is elsewhere.
-    set_rule(&mut world, Selection::Group(group(7)), |rule| rule.learners = Some(1));
     set_rule(&mut world, Selection::Group(group(7)), |rule| {
         (rule.learners, rule.capabilities) = (Some(1), Box::from([name("ssd")]));
     });
@@ -185,21 +173,116 @@ fn a_learner_that_runs_is_asked_about_until_the_other_one_has_its_place() {
         world.has(number, &["ssd"]);
     }
     world.pass_at(0);
+    assert_eq!(steps(&world.pass_at(REPLACE_AFTER)), [LEARNER_MOVES]);
+    world
+}
+
+const LEARNER_MOVES: Step =
+    Step::ReplaceLearner { old: NodeId::must(4), new: NodeId::must(5), has: 1 };
+
+fn steps(changes: &[Change]) -> Vec<Step> {
+    changes.iter().map(|change| change.step).collect()
+}
+
+#[test]
+fn a_learner_that_runs_is_asked_about_until_the_other_one_has_its_place() {
+    let mut world = with_a_learner_to_move();
     let mut now = REPLACE_AFTER;
-    let step = Step::ReplaceLearner { old: node(4), new: node(5), has: 1 };
-    assert_eq!(world.pass_at(now).first().map(|change| change.step), Some(step));
     let ticket = world.orders[&group(7)].ticket;
     world.ended(group(7), now, Outcome::Begun);
     assert_eq!(world.pass_at(now + 1_000), [], "it is not seen yet");
-    learners(&mut world, 11, &[1, 2, 3, 4, 5], &[4, 5]);
+    world.report_with(7, &[1, 2, 3, 4, 5], &[4, 5]);
     now += 4_000;
-    assert_eq!(world.pass_at(now).first().map(|change| change.step), Some(step));
+    assert_eq!(steps(&world.pass_at(now)), [LEARNER_MOVES]);
     assert_eq!(world.orders[&group(7)].ticket, ticket, "it is the same order");
     world.ended(group(7), now, Outcome::Refused("its leader changed".to_owned()));
     assert_eq!(world.pass_at(now + 1_000), [], "it is under way all the same");
-    learners(&mut world, 12, &[1, 2, 3, 5], &[5]);
+    world.report_with(7, &[1, 2, 3, 5], &[5]);
     assert_eq!(world.pass_at(now + 10_000), []);
     assert_eq!((world.allocator.moving.len(), world.allocator.moved), (0, 1));
+}
+
+/// Otherwise the group would keep it, or the one that works would go.
+#[test]
+fn a_learner_that_does_not_come_goes_again() {
+    let mut world = with_a_learner_to_move();
+    world.ended(group(7), REPLACE_AFTER, Outcome::Begun);
+    world.report_with(7, &[1, 2, 3, 4, 5], &[4, 5]);
+    let undone = Step::Remove { old: node(5), learner: true, wanted: 1 };
+    assert_eq!(steps(&world.pass_at(REPLACE_AFTER + MOVING_FOR_MS)), [undone]);
+    world.ended(group(7), REPLACE_AFTER + MOVING_FOR_MS, Outcome::Begun);
+    world.report_with(7, &[1, 2, 3, 4], &[4]);
+    assert_eq!(world.pass_at(REPLACE_AFTER + MOVING_FOR_MS + 1), [], "its node is left out");
+}
+
+/// The system group got another leader while a learner was moved: which of the two is new is not known to it.
+#[test]
+fn of_two_learners_the_one_that_does_not_come_goes_whoever_added_it() {
+    let mut world = with_a_learner_to_move();
+    world.report_with(7, &[1, 2, 3, 4, 5], &[4, 5]);
+    world.allocator = Allocator::default();
+    // Both may be there now.
+    world.has(4, &["ssd"]);
+    world.pass_at(REPLACE_AFTER);
+    let mut now = 2 * REPLACE_AFTER;
+    let mut tried = Vec::new();
+    while now < 2 * REPLACE_AFTER + MOVING_FOR_MS + 2 * LONGEST_REST_MS {
+        let chosen = steps(&world.pass_at(now));
+        assert_eq!(chosen.len(), 1);
+        tried.push(chosen[0].old().unwrap().get());
+        // The one on node 4 takes part, and stays while the other one does not.
+        let refused = Outcome::InTheWay(node(5));
+        world.ended(group(7), now, refused);
+        now += LONGEST_REST_MS;
+    }
+    assert_eq!((tried[0], tried.last()), (4, Some(&5)), "{tried:?}");
+}
+
+/// An operator added it by hand, where it is to be.
+#[test]
+fn a_learner_that_no_rule_counts_stays_where_it_is() {
+    let mut world = World::new(&["a", "a", "a", "a", "b"]);
+    for number in 7..=12 {
+        world.create(number, &[1, 2, 3], &[]);
+        world.report_with(number, &[1, 2, 3, 4], &[4]);
+    }
+    world.pass_at(0);
+    let changes = world.pass_at(REPLACE_AFTER);
+    assert!(!changes.is_empty());
+    assert!(changes.iter().all(|change| change.step.old() != Some(node(4))), "{changes:?}");
+    // Where it may not be it goes, in one change of its group: that leaves no learner more.
+    let mut world = World::new(&["", "", "", "", ""]);
+    world.create(7, &[1, 2, 3], &[]);
+    world.report_with(7, &[1, 2, 3, 4], &[4]);
+    set_rule(&mut world, Selection::All, |rule| rule.capabilities = Box::from([name("ssd")]));
+    for number in [1, 2, 3, 5] {
+        world.has(number, &["ssd"]);
+    }
+    world.pass_at(0);
+    let in_one_change = Step::Replace { old: node(4), new: node(5) };
+    assert_eq!(steps(&world.pass_at(REPLACE_AFTER)), [in_one_change]);
+}
+
+/// It was given a vote, or given up, long ago: the next one to the same node has its own time.
+#[test]
+fn an_addition_that_was_in_the_way_once_says_nothing_of_the_next_one_to_its_node() {
+    let mut world = losing_one();
+    world.ended(group(7), REPLACE_AFTER, Outcome::InTheWay(node(5)));
+    world.report_with(7, &[1, 2, 3, 5], &[5]);
+    world.pass_at(REPLACE_AFTER + 1);
+    world.report(7, &[1, 2, 3]);
+    world.live.insert(node(3));
+    assert_eq!(world.pass_at(REPLACE_AFTER + LONGEST_REST_MS + UNSEEN_FOR_MS), []);
+    world.lose(3);
+    let mut now = REPLACE_AFTER + 10 * MOVING_FOR_MS;
+    world.pass_at(now);
+    now += REPLACE_AFTER;
+    let changes = world.pass_at(now);
+    assert_eq!((moves(&changes), changes[0].instead_of), (vec![(7, 3, 4)], None));
+    // An operator added another one there a moment ago.
+    world.ended(group(7), now, Outcome::InTheWay(node(5)));
+    let changes = world.pass_at(now + LONGEST_REST_MS);
+    assert_eq!((moves(&changes), changes[0].instead_of), (vec![(7, 3, 4)], None));
 }
 
 #[test]

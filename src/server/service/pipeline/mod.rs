@@ -35,6 +35,7 @@ use self::stream::Stream;
 pub use self::writer::ReplyStream;
 use super::GroupLookup;
 use super::budget::ClientBudget;
+use super::requests::Access;
 use crate::shards::time::Stamps;
 use shardhost::transport::{Connection, caller_of};
 
@@ -67,6 +68,8 @@ pub trait Protocol: Send + Sync + 'static {
     fn answered(id: u64, answer: &Bytes) -> Self::Reply;
     /// The reply to what failed.
     fn failed(id: u64, failure: Failure) -> Self::Reply;
+    /// What a reply says that failed; `None`: nothing did.
+    fn failure_of(reply: &Self::Reply) -> Option<&Failure>;
     fn replies(replies: Vec<Self::Reply>) -> Self::Replies;
 }
 
@@ -76,6 +79,7 @@ pub struct Planned {
     /// Fingerprint of the map of shards that the group follows from; 0: an older client.
     pub(super) map: u64,
     pub(super) group: GroupId,
+    pub(super) access: Access,
     pub(super) plan: Plan,
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -18,6 +19,7 @@ use super::stream::{Charge, Outcome, Stream};
 use super::writer::Sent;
 use super::{Plan, Planned, Protocol};
 use crate::service::STALL_TIMEOUT;
+use crate::service::requests::Origin;
 use crate::service::{MAX_BATCH_BYTES, REQUEST_OVERHEAD_BYTES};
 
 /// Takes batches until the client ends, errs, or no longer takes replies, or the host stops.
@@ -109,9 +111,15 @@ pub(super) fn charge_of(planned: &Planned) -> usize {
 }
 
 /// Takes a part of what a batch holds.
-pub(super) fn part_of(permit: &mut Option<OwnedSemaphorePermit>, bytes: usize) -> Charge {
+pub(super) fn part_of(
+    permit: &mut Option<OwnedSemaphorePermit>,
+    planned: &Planned,
+    came: Instant,
+) -> Charge {
+    let bytes = charge_of(planned);
     let permit = permit.as_mut().and_then(|permit| permit.split(bytes));
-    Charge { bytes, permit }
+    let origin = Some(Origin { access: planned.access, came });
+    Charge { bytes, permit, origin }
 }
 
 /// Starts everything a batch asks for. Each request is completed exactly once.
@@ -127,11 +135,12 @@ fn start<P: Protocol>(
     }
     // Once for all: the map changes while requests are under way, and each names its own.
     let current = map.as_ref().map_or(0, |map| map.fingerprint());
+    let came = Instant::now();
     let mut reads = Vec::new();
     let mut writes: HashMap<GroupId, Vec<Submitted>> = HashMap::new();
     for planned in requests {
-        let charge = part_of(&mut permit, charge_of(&planned));
-        let Planned { id, map: meant, group: group_id, plan } = planned;
+        let charge = part_of(&mut permit, &planned, came);
+        let Planned { id, map: meant, group: group_id, plan, .. } = planned;
         stream.in_flight.add(charge.bytes);
         if meant != 0 && meant != current {
             stream.complete(id, charge, Outcome::WrongMap(map.clone()));

@@ -24,6 +24,7 @@ use crate::service::budget::ClientBudget;
 use crate::service::in_flight::InFlight;
 use crate::service::known_bugs::KnownBug;
 use crate::service::reads::Places;
+use crate::service::requests::Origin;
 use crate::service::stream_places::StreamPlace;
 use crate::service::{
     GroupLookup, MAX_GROUP_READ_WEIGHT, MAX_IN_FLIGHT_BYTES, MAX_IN_FLIGHT_REQUESTS,
@@ -115,6 +116,8 @@ pub(super) struct Charge {
     pub(super) bytes: usize,
     /// Of the host's budget for writes.
     pub(super) permit: Option<OwnedSemaphorePermit>,
+    /// Of which request; `None`: of several.
+    pub(super) origin: Option<Origin>,
 }
 
 impl Charge {

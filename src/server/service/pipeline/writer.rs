@@ -3,9 +3,10 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use prost::Message;
-use shardhost_proto::client::FailureReason;
+use shardhost_proto::client::{Failure, FailureReason};
 use tokio::sync::mpsc;
 use tokio::task::yield_now;
 use tokio::time::sleep;
@@ -36,7 +37,7 @@ pub(super) struct Held {
 impl Drop for Held {
     fn drop(&mut self) {
         // The permits first: a task that is woken finds them.
-        let Charge { bytes, permit } = std::mem::take(&mut self.charge);
+        let Charge { bytes, permit, .. } = std::mem::take(&mut self.charge);
         drop((permit, std::mem::take(&mut self.places)));
         self.stream.taken(self.requests, bytes);
     }
@@ -135,8 +136,9 @@ async fn send_all<P: Protocol>(
     replies: &mpsc::Sender<Sent<P>>,
 ) -> Result<(), ClientGone> {
     let mut batch = Batch::<P>::default();
+    let now = Instant::now();
     for one in completed {
-        batch.add(one, stream);
+        batch.add(one, stream, now);
         if batch.bytes >= REPLY_BATCH_BYTES {
             std::mem::take(&mut batch).send(stream, replies).await?;
         }
@@ -159,7 +161,7 @@ impl<P: Protocol> Default for Batch<P> {
 }
 
 impl<P: Protocol> Batch<P> {
-    fn add(&mut self, completed: Completed, stream: &Stream) {
+    fn add(&mut self, completed: Completed, stream: &Stream, now: Instant) {
         let Completed { id, charge, outcome } = completed;
         let lookup: &dyn GroupLookup = &*stream.lookup;
         let reply = match outcome {
@@ -180,6 +182,10 @@ impl<P: Protocol> Batch<P> {
                 P::failed(id, failure::failure(FailureReason::Invalid, message))
             }
         };
+        if let Some(origin) = charge.origin {
+            let failed = P::failure_of(&reply).map(Failure::reason);
+            stream.budget.requests().of(P::KIND).count(origin, now, failed);
+        }
         self.bytes += reply.encoded_len();
         self.charge.absorb(charge);
         self.replies.push(reply);

@@ -13,7 +13,8 @@ use std::sync::Arc;
 use parking_lot::{Mutex, RwLock};
 use rocksdb::{Cache, WriteBufferManager};
 use rustix::fs::{FlockOperation, flock};
-use shardhost_storage::{GroupId, create_directory};
+use shardhost_storage::rocks::database_stats;
+use shardhost_storage::{DatabaseStats, GroupId, create_directory};
 
 use super::error::StateDbError;
 use super::options::StateDbOptions;
@@ -160,6 +161,17 @@ impl Cells {
             Slot::Closed(error) => Err(error.clone()),
             Slot::New => Err(StateDbError::Closed),
         }
+    }
+
+    /// All that are open, together.
+    pub(crate) fn database(&self) -> DatabaseStats {
+        let mut all = DatabaseStats::default();
+        for cell in self.all() {
+            all += database_stats(&cell.shared.db, []);
+        }
+        // They have one.
+        all.cache_bytes = self.pools.cache.get_usage() as u64;
+        all
     }
 
     pub(crate) fn all(&self) -> Vec<Arc<OpenCell>> {

@@ -34,7 +34,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crossbeam_channel::bounded;
-use shardhost_storage::GroupId;
+use shardhost_storage::{DatabaseStats, GroupId};
 use tokio::sync::watch;
 use tracing::error;
 
@@ -117,6 +117,12 @@ impl StateDb {
     #[must_use]
     pub fn queue(self: &Arc<Self>, group: GroupId) -> QueueMachine {
         QueueMachine::new(GroupState::new(Arc::clone(self), group, MachineKind::Queue))
+    }
+
+    /// The databases of all cells together, at this moment.
+    #[must_use]
+    pub fn database(&self) -> DatabaseStats {
+        self.cells.database()
     }
 
     /// Makes everything durable that was written before the call. Blocks for the disk.

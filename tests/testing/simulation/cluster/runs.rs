@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// Parts of four seconds that a replica gets to catch up in, at most.
+const CATCH_UP_PARTS: u32 = 15;
+
 impl Cluster {
     /// Clients, operators and faults are at work for as long as the shape says.
     ///
@@ -88,6 +91,7 @@ impl Cluster {
         self.remove_lost_members()?;
         self.write_to_every_group()?;
         self.pass(8_000)?;
+        self.catch_up()?;
         self.every_replica_holds_the_same()?;
         self.every_leader_asked_its_policies()?;
         self.every_leader_gets_a_lease()?;
@@ -195,6 +199,25 @@ impl Cluster {
         Err(format!("only {written} of {} groups take writes", self.shape.groups))
     }
 
+    /// A replica that was away for long gets its entries one by one where few may be on their way.
+    fn catch_up(&mut self) -> Result<(), String> {
+        for _ in 0..CATCH_UP_PARTS {
+            let mut groups = (1..=self.shape.groups).map(GroupId::new);
+            if groups.all(|group| self.is_level(group)) {
+                break;
+            }
+            self.pass(4_000)?;
+        }
+        Ok(())
+    }
+
+    fn is_level(&self, group: GroupId) -> bool {
+        let statuses = self.nodes.keys().filter_map(|node| self.status(*node, group));
+        let mut applied = statuses.map(|status| status.applied);
+        let first = applied.next();
+        applied.all(|other| Some(other) == first)
+    }
+
     pub(super) fn every_replica_holds_the_same(&self) -> Result<(), String> {
         for group in (1..=self.shape.groups).map(GroupId::new) {
             let mut first = None;
@@ -210,7 +233,9 @@ impl Cluster {
                     return Err(format!("{:?} has no replica: {}", node.id, self.describe(group)));
                 };
                 let contents = disk.lock().unwrap().live.clone();
-                self.checks.settled(group, &contents.commands)?;
+                let settled = self.checks.settled(group, &contents.commands);
+                settled
+                    .map_err(|why| format!("on {:?} {why}: {}", node.id, self.describe(group)))?;
                 match &first {
                     None => first = Some(contents.commands),
                     Some(first) if *first == contents.commands => {}

@@ -188,6 +188,28 @@ fn an_order_from_before_an_answered_heartbeat_is_old() {
 }
 
 #[test]
+fn only_answers_to_what_was_asked_then_count_for_a_round() {
+    let round = Round { tick: 100, began: Some(at(50)), committed: 7 };
+    let mut lease = Lease::default();
+    lease.note_life(2, 1, 100);
+    answer(&mut lease, &[2], 49, 60);
+    assert!(!lease.has_answered(round, 2, 10), "it was on its way");
+    answer(&mut lease, &[2], 50, 70);
+    assert!(lease.has_answered(round, 2, 10) && !lease.has_answered(round, 3, 10));
+    assert!(!round.is_over(120, 10) && round.is_over(121, 10));
+    for began in [None, Some(at(99))] {
+        let round = Round { began, ..round };
+        lease.note_life(2, 1, 109);
+        assert!(
+            !lease.has_answered(round, 2, 10),
+            "without a clock it may be to an earlier heartbeat"
+        );
+        lease.note_life(2, 1, 110);
+        assert!(lease.has_answered(round, 2, 10));
+    }
+}
+
+#[test]
 fn a_new_leadership_starts_from_nothing() {
     let mut lease = Lease::default();
     answer(&mut lease, &[2, 3, 4], 10, 10);

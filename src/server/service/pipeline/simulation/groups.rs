@@ -23,12 +23,13 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::super::reader::{Writes, charge_of, part_of};
+use super::super::reader::{Writes, part_of};
 use super::super::reads::{GET, RANGE, ReadPlaces};
 use super::super::stream::{Charge, Outcome, Stream};
 use super::super::{Plan, Planned, Protocol};
 use crate::service::budget::{HeldBytes, HostRead};
 use crate::service::known_bugs::KnownBug;
+use crate::service::requests::Access;
 use crate::service::{MAX_GET_ANSWER_BYTES, MAX_RANGE_ANSWER_BYTES, SHORT_ANSWER_BYTES};
 use crate::shards::time::Stamps;
 
@@ -63,13 +64,18 @@ impl Protocol for Modelled {
     }
 
     fn plan(request: TableRequest, _: &Stamps<'_>) -> Planned {
+        let access = match request.operation {
+            Some(Operation::Put(_)) => Access::Write,
+            _ => Access::Read,
+        };
         let plan = match request.operation {
             Some(Operation::Put(put)) => Plan::Write(put.value),
             Some(Operation::Get(get)) => Plan::Get(ReadMode::Lease, get.key),
             Some(Operation::Scan(scan)) => Plan::Range(ReadMode::Lease, scan.from),
             _ => Plan::Invalid("the model has no such operation".to_owned()),
         };
-        Planned { id: request.id, map: 0, group: GroupId::new(request.group), plan }
+        let group = GroupId::new(request.group);
+        Planned { id: request.id, map: 0, group, access, plan }
     }
 
     fn written(id: u64, applied: &Applied) -> TableReply {
@@ -83,6 +89,13 @@ impl Protocol for Modelled {
 
     fn failed(id: u64, failure: Failure) -> TableReply {
         TableReply { id, result: Some(Answer::Failure(failure)) }
+    }
+
+    fn failure_of(reply: &TableReply) -> Option<&Failure> {
+        match &reply.result {
+            Some(Answer::Failure(failure)) => Some(failure),
+            _ => None,
+        }
     }
 
     fn replies(replies: Vec<TableReply>) -> TableReplies {
@@ -148,7 +161,7 @@ impl Groups {
         mut permit: Option<OwnedSemaphorePermit>,
     ) {
         for planned in requests {
-            let charge = part_of(&mut permit, charge_of(&planned));
+            let charge = part_of(&mut permit, &planned, std::time::Instant::now());
             stream.in_flight.add(charge.bytes);
             let Planned { id, group, plan, .. } = planned;
             let (most, bytes) = match plan {

@@ -254,7 +254,7 @@ impl World {
         if used > self.limit {
             return Err(format!("{used} bytes are charged, the limit is {}", self.limit));
         }
-        let (_, most) = self.budget.streams.open();
+        let (_, most) = self.budget.streams.open_and_most();
         if most > MAX_STREAMS_PER_CONNECTION {
             return Err(format!("a connection has {most} streams"));
         }
@@ -432,7 +432,7 @@ impl World {
             advance(Duration::from_secs(1)).await;
         }
         self.settle().await?;
-        let (used, (streams, _)) = (self.budget.used_bytes(), self.budget.streams.open());
+        let (used, (streams, _)) = (self.budget.used_bytes(), self.budget.streams.open_and_most());
         match (used, streams) {
             (0, 0) => Ok(()),
             _ => Err(format!("all are gone, and {used} bytes are charged for {streams} streams")),
