@@ -340,7 +340,7 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Whether a member is a learner of a group whose rule names no number of them: somebody put it there.
+    /// Whether a member is a learner of a group whose rule names no number of them: an operator put it there.
     pub(super) fn is_uncounted(&self, held: &Held<'_>, node: NodeId) -> bool {
         let uncounted = held.is_learner(node) && held.wanted(true).is_none();
         uncounted && !bug!(self.picture, MovesUncounted)

@@ -8,8 +8,8 @@
 use shardhost_storage::{GroupId, NodeId};
 
 use super::{
-    Allocator, Change, MAX_MOVING, MIN_SPREADING, Observation, Order, QUICK_MS, ReplicaSettings,
-    SLOW_MS, SYSTEM_GROUP, Step,
+    Allocator, Change, MAX_MOVING, MIN_SPREADING, Observation, Order, QUICK_MS, Reason,
+    ReplicaSettings, SLOW_MS, SYSTEM_GROUP, Step,
 };
 
 /// For how long an order whose outcome is unknown keeps its group from another one.
@@ -222,9 +222,9 @@ impl Allocator {
             || self.silent.get(&node).is_some_and(is_gone);
         let instead_of = ends_never.then_some(node);
         match (change.step, instead_of) {
-            // Of two learners the one goes that does not come.
+            // Of two learners on nodes that run the one goes that does not come.
             (Step::Remove { learner: true, wanted, .. }, Some(old))
-                if !self.has(OrderBug::RemovesAny) =>
+                if change.reason == Reason::Excess && !self.has(OrderBug::RemovesAny) =>
             {
                 let step = Step::Remove { old, learner: true, wanted };
                 Change { step, instead_of, ..change }

@@ -215,6 +215,21 @@ fn a_learner_that_does_not_come_goes_again() {
     assert_eq!(world.pass_at(REPLACE_AFTER + MOVING_FOR_MS + 1), [], "its node is left out");
 }
 
+/// The leader of a group does not take away for a gone node what answers.
+#[test]
+fn a_learner_on_a_node_that_is_gone_goes_before_one_that_does_not_come() {
+    let mut world = with_a_learner_to_move();
+    world.ended(group(7), REPLACE_AFTER, Outcome::Begun);
+    world.report_with(7, &[1, 2, 3, 4, 5], &[4, 5]);
+    world.pass_at(REPLACE_AFTER + 1);
+    world.lose(4);
+    let lost = MOVING_FOR_MS + 2;
+    world.pass_at(lost);
+    assert_eq!(world.pass_at(REPLACE_AFTER + MOVING_FOR_MS), [], "it may come back");
+    let gone = Step::Remove { old: node(4), learner: true, wanted: 1 };
+    assert_eq!(steps(&world.pass_at(lost + REPLACE_AFTER)), [gone]);
+}
+
 /// The system group got another leader while a learner was moved: which of the two is new is not known to it.
 #[test]
 fn of_two_learners_the_one_that_does_not_come_goes_whoever_added_it() {
