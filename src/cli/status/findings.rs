@@ -257,39 +257,65 @@ fn refusals(status: &HostStatus) -> Vec<String> {
     status.peers.iter().flat_map(line).flatten().collect()
 }
 
-/// Where clients are sent for one node and reach another one, or the listener of another one for nodes.
+/// Where clients or operators are sent for one node and reach another one, or the listener of another one for nodes.
 fn one_address_for_two(nodes: &[&HostStatus]) -> Vec<String> {
-    let peers = || nodes.iter().flat_map(|status| &status.peers);
-    let own = nodes.iter().map(|status| (status.node, &status.client_address));
-    let said = peers().map(|peer| (peer.node, &peer.client_address));
-    let for_clients: BTreeSet<(&String, u64)> = own
-        .chain(said)
-        .filter(|(_, address)| !address.is_empty())
-        .map(|(node, address)| (address, node))
-        .collect();
-    let for_nodes: BTreeSet<(&String, u64)> =
-        peers().map(|peer| (&peer.address, peer.node)).collect();
-    let mut found = Vec::new();
-    for (address, node) in &for_clients {
-        let other_at = |all: &BTreeSet<(&String, u64)>| {
-            all.iter().find(|(at, other)| at == address && other != node).map(|(_, other)| *other)
-        };
-        // Each pair is named once.
-        let clients = other_at(&for_clients).filter(|other| node < other);
-        found.extend(clients.map(|other| {
-            format!(
-                "nodes {node} and {other} both say that clients reach them at {address}: change `client-advertise` of \
-                 the wrong one"
-            )
-        }));
-        found.extend(other_at(&for_nodes).map(|other| {
-            format!(
-                "node {node} says that clients reach it at {address}, which is where nodes reach node {other}: change \
-                 its `client-advertise`"
-            )
-        }));
+    let clients = Said {
+        who: "clients",
+        key: "client-advertise",
+        own: |status| &status.client_address,
+        of_peer: |peer| &peer.client_address,
+    };
+    let operators = Said {
+        who: "operators",
+        key: "admin-advertise",
+        own: |status| &status.admin_address,
+        of_peer: |peer| &peer.admin_address,
+    };
+    [clients, operators].iter().flat_map(|said| said.twice(nodes)).collect()
+}
+
+/// Where nodes say that others than nodes reach them.
+struct Said {
+    who: &'static str,
+    key: &'static str,
+    own: fn(&HostStatus) -> &String,
+    of_peer: fn(&PeerStatus) -> &String,
+}
+
+impl Said {
+    fn twice(&self, nodes: &[&HostStatus]) -> Vec<String> {
+        let Self { who, key, own, of_peer } = self;
+        let peers = || nodes.iter().flat_map(|status| &status.peers);
+        let own = nodes.iter().map(|status| (own(status), status.node));
+        let said = peers().map(|peer| (of_peer(peer), peer.node));
+        let said: BTreeSet<(&String, u64)> =
+            own.chain(said).filter(|(address, _)| !address.is_empty()).collect();
+        let for_nodes: BTreeSet<(&String, u64)> =
+            peers().map(|peer| (&peer.address, peer.node)).collect();
+        let mut found = Vec::new();
+        for (address, node) in &said {
+            let other_at = |all: &BTreeSet<(&String, u64)>| {
+                all.iter()
+                    .find(|(at, other)| at == address && other != node)
+                    .map(|(_, other)| *other)
+            };
+            // Each pair is named once.
+            let same = other_at(&said).filter(|other| node < other);
+            found.extend(same.map(|other| {
+                format!(
+                    "nodes {node} and {other} both say that {who} reach them at {address}: change `{key}` of the \
+                     wrong one"
+                )
+            }));
+            found.extend(other_at(&for_nodes).map(|other| {
+                format!(
+                    "node {node} says that {who} reach it at {address}, which is where nodes reach node {other}: \
+                     change its `{key}`"
+                )
+            }));
+        }
+        found
     }
-    found
 }
 
 #[cfg(test)]
@@ -398,36 +424,44 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_leads_clients_to_another_node_is_named_with_both() {
-        let peer = |node, client: &str| PeerStatus {
-            node,
-            address: format!("n{node}:7400"),
-            client_address: client.to_owned(),
-            ..PeerStatus::default()
-        };
-        let status = |node, client: &str, peers| HostStatus {
-            node,
-            client_address: client.to_owned(),
-            peers,
-            ..HostStatus::default()
-        };
-        let well = [
-            status(1, "n1:7500", vec![peer(2, "n2:7500"), peer(3, "")]),
-            status(2, "n2:7500", vec![peer(1, "n1:7500"), peer(3, "")]),
+    fn an_address_that_leads_clients_or_operators_to_another_node_is_named_with_both() {
+        type Set = [(&'static str, &'static str, fn(&mut HostStatus, &mut PeerStatus, &str)); 2];
+        let all: Set = [
+            ("clients", "client-advertise", |status, peer, at| {
+                (status.client_address, peer.client_address) = (at.to_owned(), at.to_owned());
+            }),
+            ("operators", "admin-advertise", |status, peer, at| {
+                (status.admin_address, peer.admin_address) = (at.to_owned(), at.to_owned());
+            }),
         ];
-        assert!(one_address_for_two(&well.each_ref()).is_empty());
-        let wrong = [
-            status(1, "n1:7500", vec![peer(2, "n1:7500"), peer(3, "n2:7400")]),
-            status(2, "n1:7500", vec![peer(1, "n1:7500"), peer(3, "n2:7400")]),
-        ];
-        let named = [
-            "nodes 1 and 2 both say that clients reach them at n1:7500",
-            "node 3 says that clients reach it at n2:7400, which is where nodes reach node 2",
-        ];
-        let found = one_address_for_two(&wrong.each_ref());
-        assert_eq!(found.len(), named.len(), "{found:#?}");
-        for (line, words) in found.iter().zip(named) {
-            assert!(line.starts_with(words), "{line}");
+        for (who, key, set) in all {
+            let said = |node, at: &str| {
+                let mut status = HostStatus { node, ..HostStatus::default() };
+                let address = format!("n{node}:7400");
+                let mut peer = PeerStatus { node, address, ..PeerStatus::default() };
+                set(&mut status, &mut peer, at);
+                (status, peer)
+            };
+            // The first two answer, and the third does not.
+            let found = |at: [&str; 3]| {
+                let [(one, first), (two, second), (_, third)] =
+                    [(1, at[0]), (2, at[1]), (3, at[2])].map(|(node, at)| said(node, at));
+                let one = HostStatus { peers: vec![second, third.clone()], ..one };
+                let two = HostStatus { peers: vec![first, third], ..two };
+                one_address_for_two(&[&one, &two])
+            };
+            assert!(found(["n1:7500", "n2:7500", ""]).is_empty());
+            let wrong = found(["n1:7500", "n1:7500", "n2:7400"]);
+            let named = [
+                format!("nodes 1 and 2 both say that {who} reach them at n1:7500"),
+                format!(
+                    "node 3 says that {who} reach it at n2:7400, which is where nodes reach node 2"
+                ),
+            ];
+            assert_eq!(wrong.len(), named.len(), "{wrong:#?}");
+            for (line, words) in wrong.iter().zip(named) {
+                assert!(line.starts_with(&words) && line.contains(&format!("`{key}`")), "{line}");
+            }
         }
     }
 
