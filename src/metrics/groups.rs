@@ -134,7 +134,7 @@ fn write_backlog(families: &mut Families<'_>, statuses: &[Arc<GroupStatus>]) -> 
     )?;
     families.gauge(
         "apply_backlog_largest_entries",
-        "The same of the group that has most of them.",
+        "Entries that are committed and not applied here, of the group with most of them.",
         backlogs().max().unwrap_or(0),
     )?;
     let behind = |status: &Arc<GroupStatus>| {

@@ -22,11 +22,11 @@ pub(crate) fn write(families: &mut Families<'_>, host: &Host, stats: &GroupsStat
     )?;
     families.counter(
         "log_group_writes",
-        "Writes of single groups in those batches.",
+        "Writes of single groups in the batches of the log.",
         stats.log_group_writes,
     )?;
     families.counter("log_entries", "Entries written to the log.", stats.log_entries)?;
-    families.counter("log_bytes", "Bytes of those entries.", stats.log_bytes)
+    families.counter("log_bytes", "Bytes of the entries written to the log.", stats.log_bytes)
 }
 
 /// The databases of a process, by what is in them.

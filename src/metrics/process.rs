@@ -17,7 +17,7 @@ pub(crate) fn write(families: &mut Families<'_>, started: SystemTime) -> fmt::Re
         families.gauge("process_open_fds", "Open files of the process.", files.count() as u64)?;
     }
     if let Some(limit) = rustix::process::getrlimit(rustix::process::Resource::Nofile).current {
-        families.gauge("process_max_fds", "How many there may be.", limit)?;
+        families.gauge("process_max_fds", "How many open files the process may have.", limit)?;
     }
     let Ok(started) = started.duration_since(SystemTime::UNIX_EPOCH) else { return Ok(()) };
     let started = [(Labels::new(), started.as_secs_f64())];

@@ -85,7 +85,7 @@ fn tier(tier: Tier) -> Labels<'static> {
 fn write_planner(families: &mut Families<'_>, status: &ExecutorStatus) -> fmt::Result {
     let by_tier = [
         ("planner_moves_ordered", "Moves of leaders that were ordered.", &status.ordered),
-        ("planner_moves", "Moves that ended with the target leading.", &status.moved),
+        ("planner_moves", "Moves of leaders that ended with the target leading.", &status.moved),
     ];
     for (name, help, counts) in by_tier {
         families.counters(name, help, counts.iter().map(|(of, count)| (tier(*of), *count)))?;
@@ -95,7 +95,11 @@ fn write_planner(families: &mut Families<'_>, status: &ExecutorStatus) -> fmt::R
             .iter()
             .map(|(reason, count)| (vec![("tier", of.name()), ("reason", reason.as_str())], *count))
     });
-    families.counters("planner_moves_failed", "Moves that did not.", failed)?;
+    families.counters(
+        "planner_moves_failed",
+        "Moves of leaders that did not take place.",
+        failed,
+    )?;
     families.counter("planner_rounds", "Passes of the planner.", status.rounds)?;
     families.gauge(
         "planner_held",
@@ -107,8 +111,16 @@ fn write_planner(families: &mut Families<'_>, status: &ExecutorStatus) -> fmt::R
         "1: the kill switch is set.",
         u64::from(status.stopped.is_some()),
     )?;
-    families.gauge("planner_in_flight", "Moves that are under way.", status.in_flight)?;
-    families.gauge("planner_queued", "Moves that are planned and did not start.", status.queued)?;
+    families.gauge(
+        "planner_in_flight",
+        "Moves of leaders that are under way.",
+        status.in_flight,
+    )?;
+    families.gauge(
+        "planner_queued",
+        "Moves of leaders that are planned and did not start.",
+        status.queued,
+    )?;
     families.gauge(
         "planner_troubled_nodes",
         "Nodes that fail so often that they are spared.",

@@ -112,7 +112,9 @@ fn write_lanes(families: &mut Families<'_>, peers: &[(&str, &PeerStats)]) -> fmt
     let counters: [Numbers<LaneStats>; 5] = [
         ("peer_sent_messages", "Messages that were handed to a connection.", |lane| lane.messages),
         ("peer_sent_frames", "Frames that were handed to a connection.", |lane| lane.frames),
-        ("peer_sent_bytes", "Bytes of those messages.", |lane| lane.bytes),
+        ("peer_sent_bytes", "Bytes of the messages that were handed to a connection.", |lane| {
+            lane.bytes
+        }),
         (
             "peer_dropped_messages",
             "Messages that were dropped: the lane was full, or there was no connection.",
@@ -132,7 +134,9 @@ fn write_lanes(families: &mut Families<'_>, peers: &[(&str, &PeerStats)]) -> fmt
         ("peer_waiting_messages", "Messages that wait for a connection.", |lane| {
             lane.waiting_messages
         }),
-        ("peer_waiting_bytes", "Bytes of those messages.", |lane| lane.waiting_bytes),
+        ("peer_waiting_bytes", "Bytes of the messages that wait for a connection.", |lane| {
+            lane.waiting_bytes
+        }),
     ];
     for (name, help, part) in gauges {
         families.gauges(name, help, lanes().map(|(labels, lane)| (labels, part(&lane) as f64)))?;

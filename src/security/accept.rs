@@ -34,6 +34,12 @@ enum State {
     Plain(TcpStream),
     Greeting(Box<Accept<TcpStream>>),
     Tls(Box<TlsStream<TcpStream>>),
+    /// The other side was told why it is refused, and may send so many bytes more before it closes.
+    Leaving {
+        stream: TcpStream,
+        why: &'static str,
+        left: usize,
+    },
     /// It ended so.
     Failed(io::ErrorKind),
 }
@@ -47,6 +53,9 @@ const NO_TLS: &[u8] = &[0x15, 3, 3, 0, 2, 2, 70];
 /// What ends an HTTP/2 connection that must not be open to all: settings, and `GOAWAY` with
 /// `INADEQUATE_SECURITY` and a text.
 const WANTS_TLS: &[u8] = b"\0\0\0\x04\0\0\0\0\0\0\0\x2d\x07\0\0\0\0\0\0\0\0\0\0\0\0\x0cthis node speaks TLS; connect with it";
+
+/// Bytes that are read, and dropped, of one that is refused.
+const MOST_LEFT_BYTES: usize = 64 << 10;
 
 /// The text at the end of it.
 pub(super) const WANTS_TLS_TEXT: &[u8] = b"this node speaks TLS; connect with it";
@@ -112,6 +121,12 @@ impl Accepting {
                         return Poll::Ready(Err(self.fail(error)));
                     }
                 }
+                State::Leaving { stream, why, left } => {
+                    let error = ready!(poll_left(stream, left, cx)).err();
+                    let refused = || io::Error::new(io::ErrorKind::InvalidData, *why);
+                    let error = error.unwrap_or_else(refused);
+                    return Poll::Ready(Err(self.fail(error)));
+                }
                 State::Greeting(accept) => match ready!(Pin::new(accept.as_mut()).poll(cx)) {
                     Ok(stream) => {
                         let caller = caller_of(&stream);
@@ -143,26 +158,47 @@ impl Accepting {
             return Ok(());
         };
         let Some(first) = first else { return Err(io::ErrorKind::UnexpectedEof.into()) };
-        let wrong = |said: &[u8], what| {
-            // A word of farewell; whether it arrives is the other side's matter.
-            let _written = stream.try_write(said);
-            Err(io::Error::new(io::ErrorKind::InvalidData, what))
+        let refused = |stream: TcpStream, said: &[u8], why| {
+            // It is the first that is written: there is room for it.
+            stream.try_write(said)?;
+            Ok::<_, io::Error>(State::Leaving { stream, why, left: MOST_LEFT_BYTES })
         };
-        match (acceptor, first) {
-            (None, TLS_BEGINS) => return wrong(NO_TLS, "it speaks TLS, and this node does not"),
+        self.state = match (acceptor, first) {
+            (None, TLS_BEGINS) => refused(stream, NO_TLS, "it speaks TLS, and this node does not")?,
             (None, _) => {
                 self.know(Caller::Unchecked);
-                self.state = State::Plain(stream);
+                State::Plain(stream)
             }
-            (Some(acceptor), TLS_BEGINS) => {
-                self.state = State::Greeting(Box::new(acceptor.accept(stream)));
-            }
+            (Some(acceptor), TLS_BEGINS) => State::Greeting(Box::new(acceptor.accept(stream))),
             (Some(_), HTTP_BEGINS) => {
-                return wrong(WANTS_TLS, "it does not speak TLS, and this node does");
+                refused(stream, WANTS_TLS, "it does not speak TLS, and this node does")?
             }
-            (Some(_), _) => return wrong(&[], "it speaks neither TLS nor HTTP/2"),
-        }
+            (Some(_), _) => {
+                let why = "it speaks neither TLS nor HTTP/2";
+                return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+            }
+        };
         Ok(())
+    }
+}
+
+/// Until the other side of a connection that is refused has closed it. One that is closed while bytes are there that
+/// were not read loses what was said last: the other side would not know why.
+fn poll_left(
+    stream: &mut TcpStream,
+    left: &mut usize,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<()>> {
+    ready!(Pin::new(&mut *stream).poll_shutdown(cx))?;
+    loop {
+        let mut part = [0; 1_024];
+        let mut part = ReadBuf::new(&mut part);
+        ready!(Pin::new(&mut *stream).poll_read(cx, &mut part))?;
+        let length = part.filled().len();
+        if length == 0 || length > *left {
+            return Poll::Ready(Ok(()));
+        }
+        *left -= length;
     }
 }
 
@@ -185,7 +221,9 @@ impl AsyncRead for Accepting {
         match &mut self.state {
             State::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
             State::Tls(stream) => Pin::new(stream.as_mut()).poll_read(cx, buffer),
-            State::New { .. } | State::Greeting(_) | State::Failed(_) => not_ready(),
+            State::New { .. } | State::Greeting(_) | State::Leaving { .. } | State::Failed(_) => {
+                not_ready()
+            }
         }
     }
 }
@@ -204,7 +242,9 @@ impl AsyncWrite for Accepting {
         match &mut self.state {
             State::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
             State::Tls(stream) => Pin::new(stream.as_mut()).poll_write(cx, bytes),
-            State::New { .. } | State::Greeting(_) | State::Failed(_) => not_ready(),
+            State::New { .. } | State::Greeting(_) | State::Leaving { .. } | State::Failed(_) => {
+                not_ready()
+            }
         }
     }
 
@@ -217,7 +257,9 @@ impl AsyncWrite for Accepting {
         match &mut self.state {
             State::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bytes),
             State::Tls(stream) => Pin::new(stream.as_mut()).poll_write_vectored(cx, bytes),
-            State::New { .. } | State::Greeting(_) | State::Failed(_) => not_ready(),
+            State::New { .. } | State::Greeting(_) | State::Leaving { .. } | State::Failed(_) => {
+                not_ready()
+            }
         }
     }
 
@@ -231,7 +273,7 @@ impl AsyncWrite for Accepting {
             State::Plain(stream) => Pin::new(stream).poll_flush(cx),
             State::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(cx),
             // Nothing was written.
-            State::New { .. } | State::Greeting(_) => Poll::Ready(Ok(())),
+            State::New { .. } | State::Greeting(_) | State::Leaving { .. } => Poll::Ready(Ok(())),
             State::Failed(_) => not_ready(),
         }
     }
@@ -241,7 +283,9 @@ impl AsyncWrite for Accepting {
             State::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             State::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(cx),
             // It is closed when this is dropped.
-            State::New { .. } | State::Greeting(_) | State::Failed(_) => Poll::Ready(Ok(())),
+            State::New { .. } | State::Greeting(_) | State::Leaving { .. } | State::Failed(_) => {
+                Poll::Ready(Ok(()))
+            }
         }
     }
 }
@@ -253,6 +297,7 @@ impl std::fmt::Debug for Accepting {
             State::Plain(_) => "plain",
             State::Greeting(_) => "greeting",
             State::Tls(_) => "TLS",
+            State::Leaving { .. } => "leaving",
             State::Failed(_) => "failed",
         };
         f.debug_struct("Accepting").field("state", &state).field("caller", &self.caller).finish()

@@ -172,20 +172,37 @@ async fn who_speaks_tls_where_there_is_none_hears_of_it_and_the_other_way_round(
     assert!(accepted.contains("it speaks TLS, and this node does not"), "{accepted}");
     assert!(connected.contains("no TLS"), "{connected}");
 
+    let (said, refused) = said_to(&office, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
+    assert!(refused.contains("does not speak TLS"), "{refused}");
+    let text = String::from_utf8_lossy(&said).into_owned();
+    assert!(text.contains("this node speaks TLS"), "{text}");
+    assert!(said.ends_with(super::accept::WANTS_TLS_TEXT));
+    // A frame of the length that it says: 9 of settings, 9 before 8 and the text.
+    assert_eq!(said.len(), 9 + 9 + usize::from(said[11]), "{text:?}");
+}
+
+/// What a node with TLS says to one who begins with this, and why it refuses.
+async fn said_to(office: &Office, begins: &[u8]) -> (Vec<u8>, String) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut plain = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    plain.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+    plain.write_all(begins).await.unwrap();
     let (stream, _) = listener.accept().await.unwrap();
     let mut accepted = Accepting::new(stream, Some(&office.node(1))).unwrap();
-    let refused = accepted.read_u8().await.unwrap_err().to_string();
-    assert!(refused.contains("does not speak TLS"), "{refused}");
-    let mut said = [0; 256];
-    let length = plain.read(&mut said).await.unwrap();
-    let text = String::from_utf8_lossy(&said[..length]).into_owned();
-    assert!(text.contains("this node speaks TLS"), "{text}");
-    assert!(said[..length].ends_with(super::accept::WANTS_TLS_TEXT));
-    // A frame of the length that it says: 9 of settings, 9 before 8 and the text.
-    assert_eq!(length, 9 + 9 + usize::from(said[11]), "{text:?}");
+    let listening = tokio::spawn(async move { accepted.read_u8().await.unwrap_err().to_string() });
+    let mut said = Vec::new();
+    plain.read_to_end(&mut said).await.unwrap();
+    drop(plain);
+    (said, listening.await.unwrap())
+}
+
+#[tokio::test]
+async fn who_is_refused_hears_why_also_if_more_was_on_its_way() {
+    let office = Office::new("shop");
+    let begins = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(), &[0; 4_000]].concat();
+    for _ in 0..50 {
+        let (said, _) = said_to(&office, &begins).await;
+        assert!(said.ends_with(super::accept::WANTS_TLS_TEXT), "{said:?}");
+    }
 }
 
 #[tokio::test]

@@ -48,6 +48,15 @@ async fn one() -> (Servers, String) {
     servers.start(1, &["--http-listen", &http]);
     let ready = || async { get(&http, "/readyz").await.is_some_and(|answer| answer.status == 200) };
     servers.until("the node is ready", ready).await;
+    // All families are there once what runs beside the catalog does.
+    let plans = || async {
+        let answer = get(&http, "/metrics").await.unwrap();
+        let series = series(answer.text());
+        ["shardhost_planner_in_flight", "shardhost_allocator_moving", "shardhost_catalog_revision"]
+            .iter()
+            .all(|name| series.contains_key(*name))
+    };
+    servers.until("the node plans", plans).await;
     (servers, http)
 }
 
@@ -95,7 +104,9 @@ async fn what_a_node_counts_is_scraped_in_each_form() {
     let after = series(open.text());
     assert_eq!(after[written], before[written] + 1.0);
     let names = |of: &BTreeMap<String, f64>| of.keys().cloned().collect::<BTreeSet<_>>();
-    assert_eq!(names(&before), names(&after), "two forms of the same");
+    let (before, after) = (names(&before), names(&after));
+    let differ: Vec<&String> = before.symmetric_difference(&after).collect();
+    assert!(differ.is_empty(), "two forms of the same: {differ:?}");
     let protobuf =
         asked("GET", &http, "/metrics", "application/vnd.google.protobuf").await.unwrap();
     assert!(protobuf.headers.contains("io.prometheus.client.metricfamily"), "{}", protobuf.headers);
@@ -131,7 +142,8 @@ async fn every_metric_has_its_line_in_the_documentation() {
         .collect();
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/monitoring.md");
     let document = std::fs::read_to_string(path).unwrap();
-    let (begin, end) = ("|---|---|---|\n", "\n<!-- end of the metrics -->");
+    let begin = "| name | kind | meaning |\n|---|---|---|\n";
+    let end = "\n<!-- end of the metrics -->";
     let from = document.find(begin).expect("a table") + begin.len();
     let to = document.find(end).expect("its end");
     if std::env::var_os("REWRITE").is_some() {
@@ -210,10 +222,16 @@ async fn with_certificates_only_readers_get_metrics_and_anyone_asks_whether_the_
     };
     let nobody = TlsFiles { ca: ca.clone(), own: None };
     let nobody = Security::without_token(Credentials::load(nobody).unwrap());
-    let made = office
-        .run(&servers, "root", &["token", "make", "scraper", "--grants", "reader", "--json"])
-        .await;
-    let made: serde_json::Value = serde_json::from_str(&made.ok()).unwrap();
+    // Tokens need a version of the cluster to which it is raised after the start.
+    let made = std::sync::Mutex::new(String::new());
+    let make = ["token", "make", "scraper", "--grants", "reader", "--json"];
+    let is_made = || async {
+        let ended = office.run(&servers, "root", &make).await;
+        made.lock().unwrap().clone_from(&ended.stdout);
+        ended.code == 0
+    };
+    servers.until("a token is made", is_made).await;
+    let made: serde_json::Value = serde_json::from_str(&made.lock().unwrap()).unwrap();
     let token = made["token"].as_str().unwrap().to_owned();
     assert!(Token::new(&token).is_some());
     let known = || async {

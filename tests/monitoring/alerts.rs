@@ -161,7 +161,7 @@ async fn each_alert_fires_for_what_it_is_about_and_for_nothing_else() {
     let prometheus = Prometheus::start(&[calm_at]).await;
     prometheus.settle().await;
     assert_eq!(prometheus.firing().await, BTreeSet::new(), "all is well");
-    assert!(calm.scrapes() > 2);
+    assert!(calm.scrapes() > 2, "{} scrapes", calm.scrapes());
     drop(prometheus);
     for cases in WRONG.chunks(6) {
         // Side by side, each beside a Prometheus of its own: one alert looks at all nodes together.

@@ -3,12 +3,15 @@
 //! Without the program `prometheus` the tests are skipped, and say so.
 
 #[path = "../support/http.rs"]
+#[allow(dead_code, reason = "other suites need the rest")]
 mod http_client;
 #[path = "../faults/machine.rs"]
 mod machine;
 #[path = "../cli/process.rs"]
+#[allow(dead_code, reason = "other suites need the rest")]
 mod process;
 #[path = "../cli/servers.rs"]
+#[allow(dead_code, reason = "other suites need the rest")]
 mod servers;
 
 mod alerts;

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::net::TcpListener;
-use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -46,6 +45,7 @@ pub fn alerts() -> BTreeSet<String> {
 /// A running Prometheus, which scrapes twice a second. Killed when dropped.
 pub struct Prometheus {
     address: String,
+    targets: usize,
     _process: Child,
     directory: TempDir,
 }
@@ -70,7 +70,8 @@ impl Prometheus {
         let log = std::fs::File::create(directory.path().join("log")).unwrap();
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).kill_on_drop(true);
         let process = command.spawn().unwrap();
-        let started = Self { address: free.to_string(), _process: process, directory };
+        let (address, targets) = (free.to_string(), targets.len());
+        let started = Self { address, targets, _process: process, directory };
         let ready = async || {
             let answer = asked("GET", &started.address, "/-/ready", "*/*").await;
             answer.is_some_and(|answer| answer.status == 200)
@@ -111,8 +112,14 @@ impl Prometheus {
         firing.map(|alert| alert["labels"]["alertname"].as_str().unwrap().to_owned()).collect()
     }
 
-    /// Waits until rules were evaluated several times after now, with samples that were scraped after now.
+    /// Waits until all targets were scraped several times, and rules evaluated as often after that.
     pub async fn settle(&self) {
+        // It looks for targets only some seconds after its start.
+        let scraped = async || {
+            let samples = self.query("count_over_time(up[1m]) > 4").await;
+            samples.len() == self.targets
+        };
+        self.until("all targets are scraped", scraped).await;
         let evaluated = async || {
             let data = self.api("/api/v1/rules").await;
             data["groups"][0]["lastEvaluation"].as_str().unwrap().to_owned()

@@ -86,12 +86,12 @@ impl ServerMetrics {
         )?;
         families.gauge(
             "client_memory_bytes",
-            "Bytes that requests and answers hold.",
+            "Bytes that requests and answers of clients hold.",
             budget.used_bytes() as u64,
         )?;
         families.gauge(
             "client_memory_limit_bytes",
-            "Bytes that they may hold.",
+            "Bytes that requests and answers of clients may hold.",
             budget.bytes() as u64,
         )
     }
@@ -117,10 +117,14 @@ impl ServerMetrics {
             "Free bytes of the disk of the data directory.",
             disk.free,
         )?;
-        families.gauge("disk_size_bytes", "All bytes of it.", disk.all)?;
+        families.gauge(
+            "disk_size_bytes",
+            "All bytes of the disk of the data directory.",
+            disk.all,
+        )?;
         families.gauge(
             "disk_low_bytes",
-            "With less than this free the node leads nothing.",
+            "With fewer bytes free on its disk the node leads nothing.",
             disk.low(),
         )
     }
