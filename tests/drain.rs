@@ -12,7 +12,7 @@ use in_process::{InProcess, TIMEOUT};
 use serde_json::Value;
 use shardhost::driver::SYSTEM_GROUP;
 use shardhost::driver::{Drain, DrainOptions, DrainState, Fallback};
-use shardhost::{Host, Shutdown};
+use shardhost::{Host, NodeId, Shutdown};
 use shardhost_client::{Client, ClientOptions};
 use shardhost_server::Server;
 use shardhost_server::config::{Planner, ShardCounts};
@@ -179,7 +179,13 @@ async fn what_cannot_go_is_named_and_is_not_waited_for() {
         let drained = Drain::begin(cluster.host(node), DrainOptions::default()).finished().await;
         assert_eq!((drained.state, drained.left), (DrainState::Done, 0), "{drained:?}");
     }
-    cluster.until("one leads everything", |led| led[&1] == TABLES).await;
+    // It asks those of which it does not know that they drain, and they decline in words of their own.
+    let drains = |node| {
+        let said = cluster.host(1).peer_advertisement(NodeId::must(node));
+        said.is_some_and(|said| said.draining)
+    };
+    let alone = |led: &BTreeMap<u64, u64>| led[&1] == TABLES && [2, 3].into_iter().all(drains);
+    cluster.until("one leads everything, and knows that the others drain", alone).await;
     let options = DrainOptions::default().fallback(Fallback::Undrain);
     let drain = Drain::begin(cluster.host(1), options);
     let end = drain.finished().await;
