@@ -305,10 +305,16 @@ impl NoStatus {
         if let Some(operators) = operators_at(status) {
             return Self::Elsewhere { operators, error };
         }
+        // An error of the connection has a code, too, and is not said by a node.
+        let is_said = std::error::Error::source(status).is_none();
         match status.code() {
             tonic::Code::PermissionDenied
             | tonic::Code::Unauthenticated
-            | tonic::Code::ResourceExhausted => Self::Refused(error),
+            | tonic::Code::ResourceExhausted
+                if is_said =>
+            {
+                Self::Refused(error)
+            }
             _ => with_the_way_in(address, error).await,
         }
     }

@@ -1,6 +1,7 @@
 //! Groups from the command line: who leads them, and their members.
 
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -71,9 +72,17 @@ async fn members_are_added_replaced_and_removed_from_the_command_line() {
     let directory = TempDir::new().unwrap();
     let mut cluster = Supervised::with_spares(directory.path(), 1, 0, 2).await;
     let group = "1000000";
-    let listed = cluster.run(&["member", "list", group, "--json"]).await.json();
-    assert_eq!(listed["config_index"], 0, "{listed}");
     cluster.run(&["table", "put", "color", "blue"]).await.ok();
+    // The node that is asked may get its replica a moment later than the others.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let listed = loop {
+        let listed = cluster.run(&["member", "list", group, "--json"]).await;
+        if listed.code == 0 {
+            break listed.json();
+        }
+        assert!(Instant::now() < deadline, "{listed:?}");
+    };
+    assert_eq!(listed["config_index"], 0, "{listed}");
 
     let added = cluster.run(&["member", "add", group, "4", "--expect", "0", "--json"]).await.json();
     let roles: Vec<&str> =
