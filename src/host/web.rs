@@ -57,7 +57,7 @@ fn server() -> Server {
         .max_concurrent_streams(MOST_STREAMS_PER_CONNECTION)
 }
 
-/// What a refused call is told, as the status of a page.
+/// The answer to a refused call, as the status of a page.
 fn as_page(answer: Response<Body>) -> Response<Body> {
     let Some(refused) = Status::from_header_map(answer.headers()) else { return answer };
     let (code, text) = (page_code(refused.code()), format!("{}\n", refused.message()));

@@ -34,7 +34,7 @@ enum State {
     Plain(TcpStream),
     Greeting(Box<Accept<TcpStream>>),
     Tls(Box<TlsStream<TcpStream>>),
-    /// The other side was told why it is refused, and may send so many bytes more before it closes.
+    /// The other side got the reason why it is refused, and may send so many bytes more before it closes.
     Leaving {
         stream: TcpStream,
         why: &'static str,

@@ -1,4 +1,4 @@
-//! What a node says over HTTP: metrics in each form, whether it is well, and to whom.
+//! What a node says over HTTP: metrics in each form, whether it is well, and who is answered.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, TcpListener};

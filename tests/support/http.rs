@@ -21,7 +21,7 @@ impl Answer {
     }
 }
 
-/// Asks over HTTP/1.1, as scrapers do; `None`: nobody listens.
+/// Asks over HTTP/1.1, as scrapers do; `None`: there is no listener.
 pub async fn asked(method: &str, address: &str, path: &str, accept: &str) -> Option<Answer> {
     let mut stream = TcpStream::connect(address).await.ok()?;
     let request = format!(

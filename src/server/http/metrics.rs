@@ -47,7 +47,7 @@ fn failed(error: &dyn fmt::Display) -> Response {
 #[derive(Debug)]
 pub(super) struct ServerMetrics {
     host: Host,
-    /// The state is closed when the server stops, whoever holds this.
+    /// The state is closed when the server stops, also if this is held.
     state: Weak<StateDb>,
     budget: Arc<ClientBudget>,
     data_dir: PathBuf,

@@ -27,7 +27,7 @@ pub(super) struct HeldChange {
 #[derive(Debug, Default)]
 pub(in crate::core) struct Changes {
     waiting: Option<Box<PendingChange>>,
-    /// The addition of a voter, which goes on beside changes of the requirement, and until it is cancelled.
+    /// The addition of a voter, which continues beside changes of the requirement, and until it is cancelled.
     adding: Option<Box<PendingChange>>,
     held: Option<Box<HeldChange>>,
     /// Where a change of the requirement stands that this leader proposed; 0: there is none.
