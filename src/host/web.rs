@@ -1,7 +1,7 @@
 //! Pages and metrics of a host over HTTP, on a listener of its own: who asks is checked as for calls.
 
+use std::io;
 use std::net::SocketAddr;
-use std::{io, mem};
 
 use shardhost_security::Credentials;
 use tonic::body::Body;
@@ -68,7 +68,6 @@ fn as_page(answer: Response<Body>) -> Response<Body> {
     if code == StatusCode::UNAUTHORIZED {
         page.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
-    mem::drop(answer);
     page
 }
 

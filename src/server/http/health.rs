@@ -9,8 +9,7 @@ use super::Pages;
 
 /// Whether the process can go on.
 pub(super) async fn healthz(State(pages): State<Pages>) -> impl IntoResponse {
-    let fault = pages.host.health().borrow().as_ref().map(ToString::to_string);
-    match fault {
+    match pages.fault() {
         None => (StatusCode::OK, "ok\n".to_owned()),
         Some(fault) => (StatusCode::SERVICE_UNAVAILABLE, format!("{fault}\n")),
     }
@@ -26,9 +25,13 @@ pub(super) async fn readyz(State(pages): State<Pages>) -> impl IntoResponse {
 }
 
 impl Pages {
+    /// What keeps the process from going on, if something does.
+    fn fault(&self) -> Option<String> {
+        self.host.health().borrow().as_ref().map(ToString::to_string)
+    }
+
     /// What keeps the server from serving, a line each.
     fn missing(&self) -> Vec<String> {
-        let fault = self.host.health().borrow().as_ref().map(ToString::to_string);
         let stopping = self.host.stopping().is_cancelled().then(|| "the host stops".to_owned());
         let waits = self.host.founding_waits_for();
         let impaired = {
@@ -39,7 +42,7 @@ impl Pages {
         };
         let unread = self.system.as_ref().filter(|system| system.view().is_none());
         let unread = unread.map(|_| "the catalog was not read yet".to_owned());
-        let all = [fault, stopping, waits, impaired, unread];
+        let all = [self.fault(), stopping, waits, impaired, unread];
         all.into_iter().flatten().map(|why| format!("{why}\n")).collect()
     }
 }
